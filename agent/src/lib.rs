@@ -1,1 +1,13 @@
-//! edgepull
+//! edgepull: the right container image, already on the edge device.
+//!
+//! The library behind the binary `edgepull`. `ARCHITECTURE.md` has the map of the
+//! modules; a module uses only what stands above it there.
+
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod event;
+pub mod kind;
+pub mod oci;
+pub mod redact;
+pub mod source;

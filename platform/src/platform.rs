@@ -22,23 +22,40 @@ pub struct Platform {
 }
 
 /// A platform as an index entry or an image config spells it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Label {
     /// `os`
-    #[serde(deserialize_with = "nullable")]
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub os: String,
     /// `architecture`
-    #[serde(deserialize_with = "nullable")]
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub architecture: String,
     /// `variant`
-    #[serde(deserialize_with = "nullable")]
+    #[serde(
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub variant: String,
     /// `os.version`
-    #[serde(rename = "os.version", deserialize_with = "nullable")]
+    #[serde(
+        rename = "os.version",
+        deserialize_with = "nullable",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub os_version: String,
     /// `os.features`
-    #[serde(rename = "os.features", deserialize_with = "nullable")]
+    #[serde(
+        rename = "os.features",
+        deserialize_with = "nullable",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub os_features: Vec<String>,
 }
 

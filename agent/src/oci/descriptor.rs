@@ -1,0 +1,74 @@
+//! What a document claims about a blob, before the blob is seen.
+
+use std::collections::BTreeMap;
+
+use edgepull_platform::Label;
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, MediaType};
+
+/// A content descriptor (image-spec descriptor.md): a claim, not a proof.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+pub struct Descriptor {
+    #[serde(rename = "mediaType", alias = "mediatype", default = "unknown")]
+    pub media_type: MediaType,
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Label>,
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(
+        default,
+        rename = "artifactType",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub artifact_type: Option<String>,
+    /// Where a foreign layer may be fetched besides its registry.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub urls: Vec<String>,
+    /// The blob itself, base64, when the publisher embedded it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+}
+
+fn unknown() -> MediaType {
+    MediaType::Other(String::new())
+}
+
+/// Go's encoder writes `null` for an empty map or list.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Descriptor {
+    pub fn new(media_type: MediaType, digest: Digest, size: u64) -> Self {
+        Self {
+            media_type,
+            digest,
+            size,
+            platform: None,
+            annotations: BTreeMap::new(),
+            artifact_type: None,
+            urls: Vec::new(),
+            data: None,
+        }
+    }
+
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+}

@@ -1,0 +1,61 @@
+//! Where content comes from: a repository in a registry, an image layout on disk,
+//! or containerd's own store. What reads it does not care which.
+
+use std::{fmt, pin::Pin};
+
+use bytes::Bytes;
+use futures_util::{Stream, future::BoxFuture};
+
+use crate::{
+    error::{Error, Result},
+    kind::Kind,
+    oci::{Descriptor, Document, Verified, Verifier},
+};
+
+/// A blob's bytes, from the offset that was asked for. Not yet verified: whoever
+/// reads it runs a [`Verifier`] along, because only the reader has seen all bytes.
+pub type BlobStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
+
+/// One place that holds an image's content.
+pub trait Source: Send + Sync + fmt::Debug {
+    /// The document that `descriptor` points at, verified against its digest.
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Document>>;
+
+    /// The blob's bytes from `offset` on. A source that cannot start there fails
+    /// rather than starting elsewhere.
+    fn blob<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<BlobStream>>;
+
+    /// What to call it in messages: `registry.example`, `oci:dir`.
+    fn name(&self) -> &str;
+}
+
+/// Configs are small; a bigger one is an attack on memory.
+const MAX_SMALL_BLOB: u64 = 4 << 20;
+
+/// Reads a small blob (a config, an artifact's file) whole, and verifies it.
+pub async fn small_blob(source: &dyn Source, descriptor: &Descriptor) -> Result<Verified> {
+    use futures_util::StreamExt;
+
+    if descriptor.size > MAX_SMALL_BLOB {
+        return Err(Error::new(
+            Kind::InvalidContent,
+            format_args!(
+                "blob {} is announced with {} bytes; at most {MAX_SMALL_BLOB} are read into memory",
+                descriptor.digest, descriptor.size
+            ),
+        ));
+    }
+    let mut stream = source.blob(descriptor, 0).await?;
+    let mut verifier = Verifier::new(descriptor);
+    let mut bytes = Vec::with_capacity(usize::try_from(descriptor.size).unwrap_or_default());
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk?;
+        verifier.update(&chunk)?;
+        bytes.extend_from_slice(&chunk);
+    }
+    verifier.finish_bytes(bytes.into())
+}
