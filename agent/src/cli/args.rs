@@ -1,0 +1,253 @@
+//! The command line: flags and verbs, nothing decided yet.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exit codes, shown at the end of `--help` and in the man page.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0 done                 20 unauthorized          30 no_space
+  1 internal             21 not_found             31 store_damaged
+  2 usage                22 rate_limited          40 containerd_unavailable
+  3 platform_missing     23 unavailable          124 timeout
+                         24 invalid_content      130 cancelled
+                         25 unsupported
+
+Examples:
+  edgepull detect                         what this host is and what it can run
+  edgepull check nginx:1.27               does the reference offer this host an image?
+  edgepull explain nginx:1.27             every entry of the index, and why (not)
+  edgepull pull --pin nginx:1.27          pre-pull it into containerd, unpacked and pinned
+  edgepull pull --store oci:./img nginx   the same without containerd and without root";
+
+/// The right container image, already on the edge device.
+#[derive(Debug, Parser)]
+#[command(name = "edgepull", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// containerd's socket [default: the engine that runs here]
+    #[arg(short, long, global = true, env = "CONTAINERD_ADDRESS", value_name = "SOCKET")]
+    pub address: Option<PathBuf>,
+
+    /// containerd namespace [default: the engine's: `k8s.io`, `moby` or `default`]
+    #[arg(short, long, global = true, env = "CONTAINERD_NAMESPACE", value_name = "NS")]
+    pub namespace: Option<String>,
+
+    /// Snapshotter [default: the namespace's, else `overlayfs`]
+    #[arg(long, global = true, env = "CONTAINERD_SNAPSHOTTER", value_name = "NAME")]
+    pub snapshotter: Option<String>,
+
+    /// Talk http instead of https to the registries of this call
+    #[arg(long, global = true)]
+    pub plain_http: bool,
+
+    /// Registry credentials in docker's config.json format
+    #[arg(long, global = true, env = "REGISTRY_AUTH_FILE", value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+
+    /// Credentials for the registries of this call; a missing password is read from the terminal's line
+    #[arg(long, global = true, value_name = "USER[:PASS]")]
+    pub creds: Option<String>,
+
+    /// Judge this recorded host instead of the running one
+    #[arg(long, global = true, value_name = "DIR")]
+    pub sysroot: Option<PathBuf>,
+
+    /// What to print on stdout
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+
+    /// Only errors on stderr
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+
+    /// More on stderr: -v for requests, -vv for everything [env: EDGEPULL_LOG]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Progress {
+    /// Bars on a terminal, plain lines elsewhere
+    #[default]
+    Auto,
+    Plain,
+    Json,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Variant {
+    /// The best this host runs, even where containerd would look up another entry
+    Best,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// The truth about this host: platform, what it can run, and the evidence
+    #[command(after_help = "Example:\n  edgepull detect --record ./my-host    write a recorded host for a bug report")]
+    Detect {
+        /// Also write this host's facts into DIR (for `--sysroot`)
+        #[arg(long, value_name = "DIR")]
+        record: Option<PathBuf>,
+    },
+
+    /// Every entry that REF offers, and why each is or is not for this host
+    Inspect(Look),
+
+    /// `inspect` for people: the same, with the host's order of preference
+    Explain(Look),
+
+    /// Does REF offer the wanted platforms? Exit code 3 if not
+    #[command(after_help = "Example:\n  edgepull check app:1.4 --platform linux/arm64 --platform linux/arm/v7")]
+    Check {
+        /// Registry references, `oci:DIR[:TAG|@DIGEST]` or `oci-archive:FILE`
+        #[arg(required = true, value_name = "REF")]
+        references: Vec<String>,
+        #[command(flatten)]
+        platform: PlatformArg,
+    },
+
+    /// Resolve, fetch, verify, unpack, sync and record
+    Pull(Pull),
+
+    /// The images that edgepull put here
+    Images {
+        /// Every image record of the namespace, whoever made it
+        #[arg(long)]
+        all: bool,
+    },
+
+    /// Remove images that edgepull put here
+    Rm {
+        #[arg(required = true, value_name = "REF")]
+        references: Vec<String>,
+        /// Remove records that edgepull did not create as well
+        #[arg(long)]
+        force: bool,
+    },
+
+    /// Write images into an OCI archive, for hosts without a network
+    #[command(after_help = "Example:\n  edgepull export nginx:1.27 --platform linux/arm64 --to nginx-arm64.tar")]
+    Export {
+        /// Registry references, or `oci:DIR`; with --from-containerd, image records
+        #[arg(required = true, value_name = "REF")]
+        references: Vec<String>,
+        #[command(flatten)]
+        platform: PlatformArg,
+        /// The archive to write
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// Read the images from containerd instead of their registry
+        #[arg(long)]
+        from_containerd: bool,
+        #[arg(long, value_enum, default_value_t)]
+        progress: Progress,
+    },
+
+    /// Put an archive's images into containerd, with the same checks as `pull`
+    Import {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        platform: PlatformArg,
+        /// Do not unpack layers into snapshots
+        #[arg(long)]
+        no_unpack: bool,
+        /// Protect from kubelet's image garbage collection
+        #[arg(long)]
+        pin: bool,
+        #[arg(long, value_enum, default_value_t)]
+        progress: Progress,
+    },
+
+    /// Print a completion script
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+
+    /// Print the manual page
+    Man,
+
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Look {
+    /// Registry reference, `oci:DIR[:TAG|@DIGEST]` or `oci-archive:FILE`
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Judge for a plain host of this platform, in containerd's order
+    #[arg(long, value_name = "P")]
+    pub platform: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct PlatformArg {
+    /// `linux/arm64`, `arm/v7`, `P,fallback` (containerd's order from P on), `host` or `all`
+    #[arg(long = "platform", value_name = "P")]
+    pub platforms: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  edgepull pull nginx:1.27                            into containerd, unpacked
+  edgepull pull --pin -n k8s.io registry.k8s.io/pause:3.10
+  edgepull pull --platform linux/arm64 --store oci-archive:app.tar app:1.4
+  edgepull pull --platform zephyr/armv7 --artifact-dir ./out fita/service:1.0")]
+pub struct Pull {
+    /// Image references
+    #[arg(required = true, value_name = "REF")]
+    pub references: Vec<String>,
+    #[command(flatten)]
+    pub platform: PlatformArg,
+    /// Every image entry of the index (`--platform all`)
+    #[arg(long, conflicts_with = "platforms")]
+    pub all_platforms: bool,
+    /// `containerd`, `oci:DIR` or `oci-archive:FILE`
+    #[arg(long, default_value = "containerd", value_name = "S")]
+    pub store: String,
+    /// Look further than the store's reader does; the image record then points at the manifest
+    #[arg(long, value_enum)]
+    pub variant: Option<Variant>,
+    /// Content and image record only, no snapshots
+    #[arg(long)]
+    pub no_unpack: bool,
+    /// Protect from kubelet's image garbage collection
+    #[arg(long)]
+    pub pin: bool,
+    #[arg(long, value_enum, default_value_t)]
+    pub progress: Progress,
+    /// Write an artifact's files here
+    #[arg(long, value_name = "DIR")]
+    pub artifact_dir: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

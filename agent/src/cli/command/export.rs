@@ -1,0 +1,273 @@
+//! `export` and `import`: OCI archives for hosts without a network.
+
+use std::{path::PathBuf, time::Instant};
+
+use super::{
+    super::{
+        Failures,
+        args::Progress,
+        context::{Asked, Attached, Context, Target, exact, state_dir},
+        progress,
+    },
+    pull::{Bytes, Row, is_artifact, print},
+};
+use crate::{
+    containerd::StoreSource,
+    error::{Error, Result},
+    event::{Event, Events},
+    kind::Kind,
+    layout::{self, Archive},
+    oci::{Document, Reference},
+    pull::{self, Choice, Status},
+    resolve::{all_platforms, resolve},
+    source::Source,
+};
+
+pub(crate) struct Export {
+    pub(crate) references: Vec<String>,
+    pub(crate) platforms: Vec<String>,
+    pub(crate) to: PathBuf,
+    pub(crate) from_containerd: bool,
+    pub(crate) progress: Progress,
+}
+
+pub(crate) struct Import {
+    pub(crate) file: PathBuf,
+    pub(crate) platforms: Vec<String>,
+    pub(crate) unpack: bool,
+    pub(crate) pin: bool,
+    pub(crate) progress: Progress,
+}
+
+/// An image to be exported: where it comes from and what of it was chosen.
+struct Picked {
+    typed: String,
+    names: layout::Names,
+    from: From,
+    root: Document,
+    choices: Vec<Choice>,
+}
+
+enum From {
+    Target(Target),
+    Store(StoreSource),
+}
+
+impl From {
+    fn source(&self) -> &dyn Source {
+        match self {
+            Self::Target(target) => target.source(),
+            Self::Store(source) => source,
+        }
+    }
+}
+
+pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
+    let attached = if call.from_containerd { Some(context.attach().await?) } else { None };
+    let asked = context.wants(&call.platforms, attached.as_ref(), false)?;
+    let events = progress::observer(call.progress, context.global.quiet);
+    let started = Instant::now();
+    let mut rows = Vec::new();
+    let mut picked = Vec::new();
+    for typed in &call.references {
+        let opened = open(context, attached.as_ref(), typed).await;
+        let (from, names, root) = match opened {
+            Ok(opened) => opened,
+            Err(error) if matches!(error.kind(), Kind::InvalidReference | Kind::Usage) => return Err(error),
+            Err(error) => {
+                let mut row = Row::new("edgepull.export/1", typed, "host");
+                row.error = Some(error.reference(typed));
+                rows.push(row);
+                continue;
+            }
+        };
+        let mut choices = Vec::new();
+        for one in &asked {
+            let wants = match one {
+                Asked::One(want) => vec![want.clone()],
+                Asked::All => all_platforms(&root).iter().map(|p| exact(p, context.host().ok())).collect(),
+            };
+            for want in wants {
+                let mut row = Row::new("edgepull.export/1", typed, &want.asked);
+                let resolved = resolve(root.clone(), from.source(), &want).await.and_then(|r| r.outcome);
+                match resolved {
+                    Ok(choice) => {
+                        row.chosen(&choice, context);
+                        row.status = "pulled";
+                        choices.push(choice);
+                    }
+                    Err(error) => {
+                        row.error =
+                            Some(error.during(format_args!("cannot export `{typed}`")).reference(typed).platform(&want.asked));
+                    }
+                }
+                rows.push(row);
+            }
+        }
+        if !choices.is_empty() {
+            picked.push(Picked { typed: typed.clone(), names, from, root, choices });
+        }
+    }
+    // Half an archive is worse than none: one missing platform and nothing is written.
+    if rows.iter().all(|row| row.error.is_none()) {
+        match write(call, &picked, &events).await {
+            Ok(stats) => {
+                if let Some(row) = rows.first_mut() {
+                    row.bytes = stats;
+                }
+            }
+            Err(error) => {
+                for row in &mut rows {
+                    row.status = "failed";
+                    row.error = Some(error.clone().reference(&row.reference).platform(&row.platform));
+                }
+            }
+        }
+    } else {
+        for row in rows.iter_mut().filter(|row| row.error.is_none()) {
+            row.status = "failed";
+            row.warnings.push("nothing was written, because another part of the archive is missing".to_owned());
+        }
+    }
+    for row in &mut rows {
+        row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    }
+    print(context, &rows);
+    Ok(rows.iter().filter_map(|row| row.error.as_ref().map(Error::kind)).collect())
+}
+
+async fn open(context: &Context, attached: Option<&Attached>, typed: &str) -> Result<(From, layout::Names, Document)> {
+    if let Some(attached) = attached {
+        let reference = Context::reference(typed)?;
+        let name = reference.record_name();
+        let image = attached.engine.image(&name).await?.ok_or_else(|| {
+            Error::new(Kind::NotFound, format_args!("there is no image `{name}` in namespace `{}`", attached.profile.namespace))
+                .hint("`edgepull images --all` lists what is there")
+        })?;
+        let root = attached.engine.source().document(&image.target).await?;
+        return Ok((From::Store(attached.engine.source()), layout::Names::of(&reference), root));
+    }
+    let target = context.target(typed)?;
+    let names = match &target {
+        Target::Registry { reference, .. } => layout::Names::of(reference),
+        Target::Layout { wanted, .. } | Target::Archive { wanted, .. } => layout::Names::from_layout(wanted),
+    };
+    let root = target.root().await?;
+    Ok((From::Target(target), names, root))
+}
+
+async fn write(call: &Export, picked: &[Picked], events: &Events) -> Result<Bytes> {
+    // Ancestors and leaves of all choices of one image, each once.
+    let parts: Vec<(Vec<Document>, Vec<Document>)> = picked
+        .iter()
+        .map(|image| {
+            let mut ancestors: Vec<Document> = Vec::new();
+            let mut leaves: Vec<Document> = Vec::new();
+            let push = |list: &mut Vec<Document>, document: &Document| {
+                if !list.iter().any(|known| known.descriptor.digest == document.descriptor.digest) {
+                    list.push(document.clone());
+                }
+            };
+            for choice in &image.choices {
+                for ancestor in &choice.ancestors {
+                    push(&mut ancestors, ancestor);
+                }
+                push(&mut leaves, &choice.leaf);
+            }
+            (ancestors, leaves)
+        })
+        .collect();
+    let images: Vec<layout::Image<'_>> = picked
+        .iter()
+        .zip(&parts)
+        .map(|(image, (ancestors, leaves))| layout::Image {
+            content: layout::Content { root: &image.root, ancestors, leaves },
+            source: image.from.source(),
+            names: image.names.clone(),
+        })
+        .collect();
+    let stats = layout::write_archive(&call.to, &images, events).await?;
+    for image in picked {
+        events.emit(&Event::Finished { reference: image.typed.clone(), ok: true });
+    }
+    Ok(Bytes { downloaded: stats.downloaded, resumed: stats.resumed, reused: stats.reused, written: stats.written })
+}
+
+pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures> {
+    let archive = Archive::open(&call.file)?;
+    let attached = context.attach().await?;
+    let asked = context.wants(&call.platforms, Some(&attached), false)?;
+    let events = progress::observer(call.progress, context.global.quiet);
+    let mut rows = Vec::new();
+    for (name, root) in archive.named_roots().await? {
+        let reference = Reference::parse(&name).map_err(|error| {
+            Error::new(
+                Kind::InvalidContent,
+                format_args!("the archive names an image `{name}`, which is no image reference"),
+            )
+            .because(error)
+        })?;
+        for one in &asked {
+            let wants = match one {
+                Asked::One(want) => vec![want.clone()],
+                Asked::All => all_platforms(&root).iter().map(|p| exact(p, context.host().ok())).collect(),
+            };
+            for want in wants {
+                let started = Instant::now();
+                let mut row = Row::new("edgepull.import/1", &name, &want.asked);
+                row.at(&attached);
+                let ended = async {
+                    let choice = resolve(root.clone(), &archive, &want).await?.outcome?;
+                    row.chosen(&choice, context);
+                    import_one(&attached, call, &reference, &choice, &archive, &events, &mut row).await
+                };
+                let ended = ended.await;
+                events.emit(&Event::Finished { reference: name.clone(), ok: ended.is_ok() });
+                if let Err(error) = ended {
+                    row.error = Some(error.during(format_args!("cannot import `{name}`")).reference(&name).platform(&want.asked));
+                }
+                row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                rows.push(row);
+            }
+        }
+    }
+    print(context, &rows);
+    Ok(rows.iter().filter_map(|row| row.error.as_ref().map(Error::kind)).collect())
+}
+
+async fn import_one(
+    attached: &Attached,
+    call: &Import,
+    reference: &Reference,
+    choice: &Choice,
+    archive: &Archive,
+    events: &Events,
+    row: &mut Row,
+) -> Result<()> {
+    if is_artifact(choice) {
+        return Err(Error::new(Kind::Unsupported, "the archive holds an artifact here, which is delivered and not unpacked"));
+    }
+    let request = pull::Request {
+        reference,
+        choice,
+        source: archive,
+        snapshotter: &attached.snapshotter,
+        unpack: call.unpack,
+        pin: call.pin,
+        managed_by: "import",
+        concurrency: pull::DEFAULT_CONCURRENCY,
+    };
+    let outcome = pull::pull_into(&attached.engine, &request, events, &state_dir()).await?;
+    row.status = match outcome.status {
+        Status::Pulled => "pulled",
+        Status::Present => "present",
+    };
+    row.bytes = Bytes {
+        downloaded: outcome.bytes.downloaded,
+        resumed: outcome.bytes.resumed,
+        reused: outcome.bytes.reused,
+        written: outcome.bytes.written,
+    };
+    row.warnings.extend(outcome.warnings);
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! `inspect` and `explain`: what a reference offers, and why each entry is or is not for this host.
+
+use std::fmt::Write as _;
+
+use edgepull_platform::{OfferKind, Verdict, Wanted};
+use serde::Serialize;
+
+use super::super::{
+    Failures,
+    args::Look,
+    context::{Asked, Attached, Context, Target, parse_platform},
+    output,
+};
+use crate::{
+    error::Result,
+    oci::{Digest, MediaType},
+    resolve::{Entry, Resolution, Want, resolve},
+};
+
+#[derive(Serialize)]
+struct Document<'a> {
+    schema: &'static str,
+    reference: &'a str,
+    /// What was wanted: `host`, or `--platform`.
+    platform: &'a str,
+    selected_platform: Option<String>,
+    namespace: Option<&'a str>,
+    snapshotter: Option<&'a str>,
+    digest: &'a Digest,
+    media_type: &'a MediaType,
+    entries: &'a [Entry],
+    selected: Option<&'a Digest>,
+    selected_leaf: Option<&'a Digest>,
+    wanted: Vec<String>,
+    error: Option<&'a crate::error::Error>,
+}
+
+pub(crate) async fn run(context: &Context, look: &Look, explain: bool) -> Result<Failures> {
+    let (want, attached) = want(context, look).await?;
+    let target = context.target(&look.reference)?;
+    let resolution = look_up(&target, &want).await?;
+    if context.printer.json() {
+        let attached = attached.as_ref();
+        context.printer.document(&Document {
+            schema: "edgepull.inspect/1",
+            reference: target.typed(),
+            platform: &want.asked,
+            selected_platform: resolution.outcome.as_ref().ok().and_then(|c| c.platform.as_ref()).map(ToString::to_string),
+            namespace: attached.map(|a| a.profile.namespace.as_str()),
+            snapshotter: attached.map(|a| a.snapshotter.as_str()),
+            digest: &resolution.root.descriptor.digest,
+            media_type: &resolution.root.descriptor.media_type,
+            entries: &resolution.entries,
+            selected: resolution.selected.as_ref(),
+            selected_leaf: resolution.selected_leaf(),
+            wanted: want.wanted.platforms().iter().map(ToString::to_string).collect(),
+            error: resolution.outcome.as_ref().err(),
+        });
+    } else {
+        context.printer.text(&text(context, &target, &want, &resolution, explain));
+    }
+    // Looking succeeded, whatever was found: exit code 0.
+    Ok(Failures::new())
+}
+
+async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)> {
+    if let Some(text) = &look.platform
+        && text != "host"
+    {
+        // A plain host of that platform, in containerd's order; this machine does not count.
+        let platform = parse_platform(text)?;
+        let want = Want {
+            wanted: Wanted::fallback(&platform),
+            host: None,
+            engine: None,
+            asked: text.clone(),
+            variant_best: false,
+        };
+        return Ok((want, None));
+    }
+    let (attached, _) = context.attach_if_alive().await?;
+    match context.wants(&[], attached.as_ref(), false)?.pop() {
+        Some(Asked::One(want)) => Ok((want, attached)),
+        // An empty list of platforms means the host; there is no other case.
+        _ => Err(crate::error::Error::new(crate::kind::Kind::Internal, "no platform is wanted")),
+    }
+}
+
+pub(super) async fn look_up(target: &Target, want: &Want) -> Result<Resolution> {
+    let named = |error: crate::error::Error| {
+        let error = error.reference(target.typed());
+        match target.registry() {
+            Some(registry) => error.registry(registry),
+            None => error,
+        }
+    };
+    let root = target
+        .root()
+        .await
+        .map_err(|error| named(error.during(format_args!("cannot look up `{}`", target.typed()))))?;
+    resolve(root, target.source(), want).await.map_err(named)
+}
+
+fn text(context: &Context, target: &Target, want: &Want, resolution: &Resolution, explain: bool) -> String {
+    let p = &context.printer;
+    let mut out = String::new();
+    let _ = writeln!(out, "{} {}", p.bold("reference "), target.typed());
+    let _ = writeln!(out, "{} {}", p.bold("digest    "), resolution.root.descriptor.digest);
+    let _ = writeln!(out, "{} {}", p.bold("type      "), resolution.root.descriptor.media_type);
+    if explain {
+        match (&want.host, want.asked.as_str()) {
+            (Some(host), "host") => {
+                let machine = host.machine.as_deref().map(|m| format!(", {m}")).unwrap_or_default();
+                let _ = writeln!(out, "{} {}{machine}", p.bold("this host "), host.platform);
+            }
+            (_, asked) => {
+                let _ = writeln!(out, "{} a plain host of {asked}", p.bold("judged for"));
+            }
+        }
+        let order: Vec<String> = want.wanted.platforms().iter().map(ToString::to_string).collect();
+        let _ = writeln!(out, "{} {}", p.bold("looks for "), order.join(" > "));
+    }
+    out.push('\n');
+    let rows: Vec<Vec<String>> = resolution
+        .entries
+        .iter()
+        .map(|entry| {
+            vec![
+                mark(entry.verdict).to_owned(),
+                entry.platform.clone().unwrap_or_else(|| "-".to_owned()),
+                kind(entry.kind).to_owned(),
+                entry.digest.short(),
+                verdict(entry.verdict).to_owned(),
+                entry.reason.clone(),
+            ]
+        })
+        .collect();
+    out.push_str(&output::table(&["", "PLATFORM", "KIND", "DIGEST", "VERDICT", "REASON"], &rows));
+    out.push('\n');
+    match &resolution.outcome {
+        Ok(choice) => {
+            let platform = choice.platform.as_ref().map_or("no platform".to_owned(), ToString::to_string);
+            let _ = writeln!(out, "{} {} ({platform})", p.green("selected"), choice.leaf.descriptor.digest);
+        }
+        Err(error) => {
+            let _ = writeln!(out, "nothing is selected: {}", error.message());
+            if explain {
+                for cause in error.causes() {
+                    let _ = writeln!(out, "  {cause}");
+                }
+                if let Some(hint) = error.hint_text() {
+                    let _ = writeln!(out, "hint: {hint}");
+                }
+            }
+        }
+    }
+    out
+}
+
+fn mark(verdict: Verdict) -> &'static str {
+    if verdict == Verdict::Selected { "*" } else { " " }
+}
+
+fn kind(kind: OfferKind) -> &'static str {
+    match kind {
+        OfferKind::Image => "image",
+        OfferKind::Artifact => "artifact",
+        OfferKind::Attestation => "attestation",
+        OfferKind::Index => "index",
+        OfferKind::Other => "other",
+    }
+}
+
+fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Selected => "selected",
+        Verdict::Runnable => "runnable",
+        Verdict::Emulated => "emulated",
+        Verdict::Foreign => "foreign",
+        Verdict::Skipped => "skipped",
+    }
+}

@@ -1,0 +1,9 @@
+//! One module a verb (or a pair of verbs): ask the library, print the answer.
+
+pub(super) mod check;
+pub(super) mod detect;
+pub(super) mod export;
+pub(super) mod images;
+pub(super) mod inspect;
+pub(super) mod pull;
+mod verdict;

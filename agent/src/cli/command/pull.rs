@@ -1,0 +1,433 @@
+//! `pull`: resolve, fetch, verify, unpack, sync and record; one row for each
+//! reference and platform, the worst as exit code.
+
+use std::{path::Path, time::Instant};
+
+use edgepull_platform::Platform;
+use serde::Serialize;
+
+use super::{
+    super::{
+        Failures, args,
+        context::{Asked, Attached, Context, Target, exact, state_dir},
+        output, progress,
+    },
+    verdict::RunVerdict,
+};
+use crate::{
+    error::{Error, Result},
+    event::{Event, Events},
+    kind::Kind,
+    layout::{self, Layout, LayoutKind, LayoutRef},
+    oci::{Digest, Document, Reference},
+    pull::{self, Choice, Status},
+    resolve::{Want, all_platforms, resolve},
+    source::Source,
+};
+
+/// Where the image goes.
+pub(super) enum Store {
+    Containerd(Box<Attached>),
+    Layout(LayoutRef),
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(super) struct Bytes {
+    pub(super) downloaded: u64,
+    pub(super) resumed: u64,
+    pub(super) reused: u64,
+    pub(super) written: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) schema: &'static str,
+    pub(super) reference: String,
+    pub(super) platform: String,
+    pub(super) selected_platform: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) snapshotter: Option<String>,
+    pub(super) address: Option<String>,
+    pub(super) index_digest: Option<Digest>,
+    pub(super) manifest_digest: Option<Digest>,
+    pub(super) status: &'static str,
+    pub(super) verdict: RunVerdict,
+    pub(super) bytes: Bytes,
+    pub(super) requests: u64,
+    pub(super) duration_ms: u64,
+    pub(super) files: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    pub(super) error: Option<Error>,
+}
+
+impl Row {
+    pub(super) fn new(schema: &'static str, reference: &str, platform: &str) -> Self {
+        Self {
+            schema,
+            reference: reference.to_owned(),
+            platform: platform.to_owned(),
+            selected_platform: None,
+            namespace: None,
+            snapshotter: None,
+            address: None,
+            index_digest: None,
+            manifest_digest: None,
+            status: "failed",
+            verdict: RunVerdict::Unknown,
+            bytes: Bytes::default(),
+            requests: 0,
+            duration_ms: 0,
+            files: Vec::new(),
+            warnings: Vec::new(),
+            error: None,
+        }
+    }
+
+    pub(super) fn chosen(&mut self, choice: &Choice, context: &Context) {
+        let root = &choice.root.descriptor.digest;
+        let leaf = &choice.leaf.descriptor.digest;
+        self.index_digest = (root != leaf).then(|| root.clone());
+        self.manifest_digest = Some(leaf.clone());
+        self.selected_platform = choice.platform.as_ref().map(ToString::to_string);
+        self.verdict = RunVerdict::of(choice.platform.as_ref(), context.host().ok());
+    }
+
+    pub(super) fn at(&mut self, attached: &Attached) {
+        self.namespace = Some(attached.profile.namespace.clone());
+        self.snapshotter = Some(attached.snapshotter.clone());
+        self.address = Some(attached.profile.address.display().to_string());
+    }
+}
+
+pub(crate) async fn run(context: &Context, call: &args::Pull) -> Result<Failures> {
+    let store = store(context, &call.store).await?;
+    let attached = match &store {
+        Store::Containerd(attached) => Some(attached.as_ref()),
+        Store::Layout(_) => None,
+    };
+    let all = ["all".to_owned()];
+    let platforms = if call.all_platforms { &all[..] } else { &call.platform.platforms };
+    let asked = context.wants(platforms, attached, call.variant.is_some())?;
+    // Wrong references end the call before any work.
+    let references = call.references.iter().map(|typed| Context::reference(typed)).collect::<Result<Vec<_>>>()?;
+    let events = progress::observer(call.progress, context.global.quiet);
+    let mut rows = Vec::new();
+    for reference in &references {
+        for one in &asked {
+            rows.extend(Job { context, call, store: &store, reference, events: &events }.run(one).await);
+        }
+    }
+    print(context, &rows);
+    Ok(rows.iter().filter_map(|row| row.error.as_ref().map(Error::kind)).collect())
+}
+
+async fn store(context: &Context, text: &str) -> Result<Store> {
+    if text == "containerd" {
+        return Ok(Store::Containerd(Box::new(context.attach().await?)));
+    }
+    match LayoutRef::parse(text) {
+        Some(parsed) => Ok(Store::Layout(parsed?)),
+        None => Err(Error::new(Kind::Usage, format_args!("`{text}` is no store"))
+            .hint("stores are `containerd`, `oci:DIR` and `oci-archive:FILE`")),
+    }
+}
+
+/// One reference into one store.
+struct Job<'a> {
+    context: &'a Context,
+    call: &'a args::Pull,
+    store: &'a Store,
+    reference: &'a Reference,
+    events: &'a Events,
+}
+
+impl Job<'_> {
+    async fn run(&self, asked: &Asked) -> Vec<Row> {
+        let mut rows = Vec::new();
+        let wants = match asked {
+            Asked::One(want) => vec![want.clone()],
+            Asked::All => match self.every().await {
+                Ok(wants) => wants,
+                Err(error) => {
+                    let mut row = Row::new("edgepull.pull/1", self.reference.typed(), "all");
+                    row.error = Some(self.named(error, "all"));
+                    return vec![row];
+                }
+            },
+        };
+        for want in &wants {
+            rows.push(self.one(want).await);
+        }
+        rows
+    }
+
+    /// `--platform all`: each image entry as a want of its own.
+    async fn every(&self) -> Result<Vec<Want>> {
+        let repo = self.context.client()?.repository(self.reference);
+        let root = repo.get().await?;
+        let host = self.context.host().ok();
+        let mut wants: Vec<Want> = all_platforms(&root).iter().map(|p| exact(p, host)).collect();
+        if wants.is_empty() {
+            // A single image is all of itself: take the platform that its config names.
+            let nothing = exact(&Platform::from_label(&edgepull_platform::Label::default()).map_or_else(
+                || super::super::context::parse_platform("linux/amd64"),
+                Ok,
+            )?, host);
+            let resolution = resolve(root, &repo, &nothing).await?;
+            let label = resolution.entries.first().and_then(|entry| entry.platform.clone());
+            let label = label.ok_or_else(|| Error::new(Kind::PlatformMissing, "there is no image with a platform in it"))?;
+            wants.push(exact(&super::super::context::parse_platform(&label)?, host));
+        }
+        Ok(wants)
+    }
+
+    async fn one(&self, want: &Want) -> Row {
+        let started = Instant::now();
+        let requests = self.context.client().map_or(0, crate::registry::Client::requests);
+        let mut row = Row::new("edgepull.pull/1", self.reference.typed(), &want.asked);
+        self.events.emit(&Event::Resolving { reference: self.reference.typed().to_owned() });
+        let ended = self.pull(want, &mut row).await;
+        self.events.emit(&Event::Finished { reference: self.reference.typed().to_owned(), ok: ended.is_ok() });
+        if let Err(error) = ended {
+            row.status = "failed";
+            row.error = Some(self.named(error, &want.asked));
+        }
+        row.requests = self.context.client().map_or(0, crate::registry::Client::requests) - requests;
+        row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        row
+    }
+
+    fn named(&self, error: Error, platform: &str) -> Error {
+        let typed = self.reference.typed();
+        let error = if error.message().starts_with("cannot pull") {
+            error
+        } else {
+            error.during(format_args!("cannot pull `{typed}`"))
+        };
+        let error = error.reference(typed).registry(self.reference.repository().domain()).platform(platform);
+        match self.context.host() {
+            Ok(host) => error.host(&host.platform),
+            Err(_) => error,
+        }
+    }
+
+    async fn pull(&self, want: &Want, row: &mut Row) -> Result<()> {
+        match self.store {
+            Store::Containerd(attached) => {
+                row.at(attached);
+                self.into_containerd(attached, want, row).await
+            }
+            Store::Layout(to) => self.into_layout(to, want, row).await,
+        }
+    }
+
+    async fn into_containerd(&self, attached: &Attached, want: &Want, row: &mut Row) -> Result<()> {
+        let repo = self.context.client()?.repository(self.reference);
+        let call = self.call;
+        let root = match self.known_digest(attached, &repo).await? {
+            // The registry (or the reference itself) says which document it is: if the
+            // store has it and everything below it, there is nothing to do.
+            Some(local) => {
+                let source = attached.engine.source();
+                if let Ok(resolution) = resolve(local.clone(), &source, want).await
+                    && let Ok(choice) = resolution.outcome
+                    && !is_artifact(&choice)
+                {
+                    let request = self.request(attached, &choice, &source);
+                    if pull::is_present(&attached.engine, &request).await? {
+                        row.chosen(&choice, self.context);
+                        row.status = "present";
+                        row.bytes.reused = present_bytes(&choice);
+                        return Ok(());
+                    }
+                }
+                local
+            }
+            None => repo.get().await?,
+        };
+        let choice = self.choose(root, &repo, want).await?;
+        row.chosen(&choice, self.context);
+        self.warn(row, want, &choice);
+        if is_artifact(&choice) {
+            let Some(dir) = &call.artifact_dir else {
+                return Err(artifact_needs_dir());
+            };
+            return self.deliver(dir, &choice, &repo, row).await;
+        }
+        let request = self.request(attached, &choice, &repo);
+        let outcome = pull::pull_into(&attached.engine, &request, self.events, &state_dir()).await?;
+        row.status = match outcome.status {
+            Status::Pulled => "pulled",
+            Status::Present => "present",
+        };
+        row.bytes = Bytes {
+            downloaded: outcome.bytes.downloaded,
+            resumed: outcome.bytes.resumed,
+            reused: outcome.bytes.reused,
+            written: outcome.bytes.written,
+        };
+        row.warnings.extend(outcome.warnings);
+        Ok(())
+    }
+
+    fn request<'a>(&'a self, attached: &'a Attached, choice: &'a Choice, source: &'a dyn Source) -> pull::Request<'a> {
+        pull::Request {
+            reference: self.reference,
+            choice,
+            source,
+            snapshotter: &attached.snapshotter,
+            unpack: !self.call.no_unpack,
+            pin: self.call.pin,
+            managed_by: "cli",
+            concurrency: pull::DEFAULT_CONCURRENCY,
+        }
+    }
+
+    /// The root document out of the store, if it is known without fetching it: by a
+    /// digest reference, or by one HEAD for a tag that an image record exists for.
+    async fn known_digest(&self, attached: &Attached, repo: &crate::registry::Repo) -> Result<Option<Document>> {
+        let known = match self.reference.digest() {
+            Some(digest) => attached.engine.stored_document(digest).await?,
+            None => {
+                if attached.engine.image(&self.reference.record_name()).await?.is_none() {
+                    // Never pulled: the GET that follows says everything a HEAD would.
+                    return Ok(None);
+                }
+                match repo.head().await? {
+                    Some(descriptor) => attached.engine.stored_document(&descriptor.digest).await?,
+                    None => None,
+                }
+            }
+        };
+        Ok(known)
+    }
+
+    async fn choose(&self, root: Document, source: &dyn Source, want: &Want) -> Result<Choice> {
+        let choice = resolve(root, source, want).await?.outcome?;
+        self.events.emit(&Event::Resolved {
+            reference: self.reference.typed().to_owned(),
+            digest: choice.root.descriptor.digest.clone(),
+            manifest: choice.leaf.descriptor.digest.clone(),
+            platform: choice.platform.as_ref().map_or("no platform".to_owned(), ToString::to_string),
+        });
+        Ok(choice)
+    }
+
+    /// Says what the label alone already tells about running it here.
+    fn warn(&self, row: &mut Row, want: &Want, choice: &Choice) {
+        let mut say = |message: String| {
+            self.events.emit(&Event::Warning { reference: self.reference.typed().to_owned(), message: message.clone() });
+            row.warnings.push(message);
+        };
+        if let Some(platform) = &choice.platform
+            && let Some(host) = &want.host
+        {
+            if let Some(reason) = host.disproves(platform) {
+                say(format!("{platform} was asked for, but this host cannot run it: {reason}"));
+            }
+        }
+        if choice.target_is_leaf {
+            say("the image record points at the manifest and not at the index, because containerd would look up another entry".to_owned());
+        }
+    }
+
+    async fn into_layout(&self, to: &LayoutRef, want: &Want, row: &mut Row) -> Result<()> {
+        let repo = self.context.client()?.repository(self.reference);
+        let root = repo.get().await?;
+        let choice = self.choose(root, &repo, want).await?;
+        row.chosen(&choice, self.context);
+        if is_artifact(&choice)
+            && let Some(dir) = &self.call.artifact_dir
+        {
+            self.deliver(dir, &choice, &repo, row).await?;
+        }
+        let names = layout::Names::of(self.reference);
+        let content = layout::Content {
+            root: &choice.root,
+            ancestors: &choice.ancestors,
+            leaves: std::slice::from_ref(&choice.leaf),
+        };
+        let stats = match to.kind() {
+            LayoutKind::Directory => {
+                let layout = Layout::create_or_open(to.path())?;
+                layout::copy_to_layout(&layout, &content, &repo, &names, self.events, self.reference.typed()).await?
+            }
+            LayoutKind::Archive => {
+                let images = [layout::Image { content, source: &repo, names }];
+                layout::write_archive(to.path(), &images, self.events).await?
+            }
+        };
+        row.bytes = Bytes {
+            downloaded: stats.downloaded,
+            resumed: stats.resumed,
+            reused: stats.reused,
+            written: stats.written,
+        };
+        row.status = if stats.written == 0 { "present" } else { "pulled" };
+        Ok(())
+    }
+
+    async fn deliver(&self, dir: &Path, choice: &Choice, source: &dyn Source, row: &mut Row) -> Result<()> {
+        let manifest = choice
+            .manifest()
+            .ok_or_else(|| Error::new(Kind::Internal, "an artifact without a manifest was chosen"))?;
+        let files = layout::deliver_artifact(dir, manifest, source).await?;
+        row.bytes.downloaded += manifest.layers.iter().map(|l| l.size).sum::<u64>() + manifest.config.size;
+        row.bytes.written = row.bytes.downloaded;
+        row.files = files.iter().map(|file| file.display().to_string()).collect();
+        row.status = "pulled";
+        Ok(())
+    }
+}
+
+pub(super) fn is_artifact(choice: &Choice) -> bool {
+    choice.manifest().is_some_and(crate::oci::Manifest::is_artifact)
+}
+
+fn artifact_needs_dir() -> Error {
+    Error::new(Kind::Unsupported, "the reference offers an artifact here, which is delivered and not unpacked")
+        .hint("say where its files go with `--artifact-dir DIR`, or keep it with `--store oci:DIR`")
+}
+
+fn present_bytes(choice: &Choice) -> u64 {
+    choice.manifest().map_or(0, |m| m.config.size + m.layers.iter().map(|l| l.size).sum::<u64>())
+        + choice.leaf.descriptor.size
+}
+
+pub(super) fn print(context: &Context, rows: &[Row]) {
+    if context.printer.json() {
+        context.printer.document(&rows);
+        return;
+    }
+    for row in rows {
+        match &row.error {
+            Some(error) => output::print_error(error),
+            None => context.printer.text(&line(context, row)),
+        }
+    }
+}
+
+fn line(context: &Context, row: &Row) -> String {
+    let digest = row.manifest_digest.as_ref().map_or(String::new(), ToString::to_string);
+    let platform = row.selected_platform.as_deref().unwrap_or("no platform");
+    let mut line = format!(
+        "{} {} {platform} ({}) {digest}",
+        context.printer.green(row.status),
+        row.reference,
+        row.verdict.word(),
+    );
+    if row.status == "pulled" {
+        line.push_str(&format!(
+            "  {} fetched, {} reused, {} requests, {:.1} s",
+            output::bytes(row.bytes.downloaded),
+            output::bytes(row.bytes.reused),
+            row.requests,
+            std::time::Duration::from_millis(row.duration_ms).as_secs_f64()
+        ));
+    }
+    line.push('\n');
+    for file in &row.files {
+        line.push_str(&format!("  {file}\n"));
+    }
+    line
+}

@@ -1,0 +1,166 @@
+//! The command line: arguments in, text or JSON out, an exit code at the end.
+
+mod args;
+mod command;
+mod context;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use self::{
+    args::{Cli, Verb},
+    context::Context,
+    output::Printer,
+};
+use crate::{
+    error::{Error, Result},
+    kind::Kind,
+};
+
+/// What a verb ends with: the kinds of its failures, already printed.
+pub(crate) type Failures = Vec<Kind>;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` end here as well, with success.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Kind::Usage.exit_code() } else { 0 });
+        }
+    };
+    log_to_stderr(cli.global.quiet, cli.global.verbose);
+    let printer = Printer::new(cli.global.output);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(until_stopped(cli, printer));
+            // Blocking work that is still under way (a slow disk) must not hold up the exit.
+            runtime.shutdown_background();
+            ended
+        }
+        Err(error) => Err(Error::new(Kind::Internal, "cannot start the runtime").caused_by(&error)),
+    };
+    match ended {
+        Ok(failures) => ExitCode::from(Kind::worst(failures).map_or(0, Kind::exit_code)),
+        Err(error) => {
+            if printer.json() {
+                printer.document(&serde_json::json!({ "error": error }));
+            }
+            output::print_error(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+/// The verb, or `cancelled` when a signal comes first.
+async fn until_stopped(cli: Cli, printer: Printer) -> Result<Failures> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|error| Error::new(Kind::Internal, "cannot listen for signals").caused_by(&error))?;
+    let stopped = |name: &str| {
+        Error::new(Kind::Cancelled, format_args!("stopped by {name}"))
+            .hint("what was fetched so far is kept; run the same command again to go on")
+    };
+    tokio::select! {
+        ended = run(cli, printer) => ended,
+        _ = tokio::signal::ctrl_c() => Err(stopped("SIGINT")),
+        _ = terminate.recv() => Err(stopped("SIGTERM")),
+    }
+}
+
+async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
+    let context = Context::new(cli.global, printer);
+    match cli.verb {
+        Verb::Detect { record } => command::detect::run(&context, record.as_deref()).await,
+        Verb::Inspect(look) => command::inspect::run(&context, &look, false).await,
+        Verb::Explain(look) => command::inspect::run(&context, &look, true).await,
+        Verb::Check { references, platform } => {
+            command::check::run(&context, &references, &platform.platforms).await
+        }
+        Verb::Pull(pull) => command::pull::run(&context, &pull).await,
+        Verb::Images { all } => command::images::list(&context, all).await,
+        Verb::Rm { references, force } => command::images::remove(&context, &references, force).await,
+        Verb::Export { references, platform, to, from_containerd, progress } => {
+            let export = command::export::Export { references, platforms: platform.platforms, to, from_containerd, progress };
+            command::export::run(&context, &export).await
+        }
+        Verb::Import { file, platform, no_unpack, pin, progress } => {
+            let import = command::export::Import { file, platforms: platform.platforms, unpack: !no_unpack, pin, progress };
+            command::export::import(&context, &import).await
+        }
+        Verb::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "edgepull", &mut text);
+            context.printer.text(&String::from_utf8_lossy(&text));
+            Ok(Failures::new())
+        }
+        Verb::Man => {
+            context.printer.text(&man_page()?);
+            Ok(Failures::new())
+        }
+        Verb::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            if context.printer.json() {
+                context.printer.document(&serde_json::json!({ "version": version }));
+            } else {
+                context.printer.text(&format!("edgepull {version}\n"));
+            }
+            Ok(Failures::new())
+        }
+    }
+}
+
+/// edgepull(1): the command and every verb in one page.
+fn man_page() -> Result<String> {
+    let render = |command: clap::Command| -> std::io::Result<Vec<u8>> {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command).render(&mut page)?;
+        Ok(page)
+    };
+    let failed = |error: std::io::Error| Error::new(Kind::Internal, "cannot render the manual page").caused_by(&error);
+    let mut command = Cli::command();
+    command.build();
+    let mut text = render(command.clone()).map_err(failed)?;
+    for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+        let mut section = Vec::new();
+        let man = clap_mangen::Man::new(verb.clone());
+        let name = verb.get_name().to_uppercase();
+        section.extend_from_slice(format!(".SH {name}\n").as_bytes());
+        man.render_description_section(&mut section).map_err(failed)?;
+        man.render_options_section(&mut section).map_err(failed)?;
+        // Sections of a verb are sub-sections of the page.
+        let shown = String::from_utf8_lossy(&section);
+        let shown = shown.replacen(".SH DESCRIPTION", ".PP", 1).replacen(".SH OPTIONS", ".SS Options", 1);
+        text.extend_from_slice(shown.as_bytes());
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Logs go to stderr; `EDGEPULL_LOG` (`info`, `edgepull=debug,hyper=info`) wins over -q and -v.
+fn log_to_stderr(quiet: bool, verbose: u8) {
+    use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+
+    let default = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "edgepull=warn,error",
+        (false, 1) => "edgepull=debug,info",
+        (false, _) => "edgepull=trace,debug",
+    };
+    let filter: Targets = std::env::var("EDGEPULL_LOG")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .or_else(|| default.parse().ok())
+        .unwrap_or_default();
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(verbose > 1)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    // A second initialisation (tests in one process) is harmless.
+    let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
+}

@@ -1,0 +1,172 @@
+//! Engine profiles: which containerd, which namespace, which registry configuration
+//! belong together on which distribution. Pure but for one look at the sockets.
+
+use std::{
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{Error, Result},
+    kind::Kind,
+};
+
+/// Where the engine is and what to call it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    pub name: &'static str,
+    pub address: PathBuf,
+    pub namespace: String,
+    pub hosts_dir: PathBuf,
+}
+
+const STOCK_SOCKET: &str = "/run/containerd/containerd.sock";
+
+struct Known {
+    name: &'static str,
+    address: &'static str,
+    /// `None`: `k8s.io` if a kubelet is configured, else `default`.
+    namespace: Option<&'static str>,
+    hosts_dir: &'static str,
+}
+
+/// Sockets of the distributions, in the order in which they are looked for.
+const KNOWN: [Known; 5] = [
+    // rke2 uses k3s' socket path as well.
+    Known {
+        name: "k3s/rke2",
+        address: "/run/k3s/containerd/containerd.sock",
+        namespace: Some("k8s.io"),
+        hosts_dir: "/var/lib/rancher/k3s/agent/etc/containerd/certs.d",
+    },
+    Known {
+        name: "microk8s",
+        address: "/var/snap/microk8s/common/run/containerd.sock",
+        namespace: Some("k8s.io"),
+        hosts_dir: "/var/snap/microk8s/current/args/certs.d",
+    },
+    Known {
+        name: "k0s",
+        address: "/run/k0s/containerd.sock",
+        namespace: Some("k8s.io"),
+        hosts_dir: "/etc/k0s/containerd.d/certs.d",
+    },
+    Known {
+        name: "docker",
+        address: "/run/docker/containerd/containerd.sock",
+        namespace: Some("moby"),
+        hosts_dir: "/etc/docker/certs.d",
+    },
+    Known {
+        name: "plain",
+        address: STOCK_SOCKET,
+        namespace: None,
+        hosts_dir: "/etc/containerd/certs.d",
+    },
+];
+
+/// Files that only a configured kubelet leaves.
+const KUBELET: [&str; 2] = ["/var/lib/kubelet/config.yaml", "/etc/kubernetes/kubelet.conf"];
+
+/// What the command line or the environment says.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    pub address: Option<PathBuf>,
+    pub namespace: Option<String>,
+}
+
+/// Chooses the engine. Several living ones and no `--address` is a question to the
+/// user, never a guess; no living one falls back to the stock socket, whose error
+/// then says that nothing answers there.
+pub fn choose(overrides: &Overrides) -> Result<Profile> {
+    choose_with(overrides, |path| UnixStream::connect(path).is_ok(), |path| path.exists())
+}
+
+fn choose_with(
+    overrides: &Overrides,
+    alive: impl Fn(&Path) -> bool,
+    exists: impl Fn(&Path) -> bool,
+) -> Result<Profile> {
+    let known = match &overrides.address {
+        Some(address) => {
+            let matching = KNOWN.iter().find(|known| Path::new(known.address) == address);
+            profile(matching.unwrap_or(&KNOWN[4]), Some(address), &exists)
+        }
+        None => {
+            let living: Vec<&Known> = KNOWN.iter().filter(|known| alive(Path::new(known.address))).collect();
+            match living.as_slice() {
+                [] => profile(&KNOWN[4], None, &exists),
+                [one] => profile(one, None, &exists),
+                several => {
+                    let list: Vec<String> =
+                        several.iter().map(|k| format!("{} ({})", k.address, k.name)).collect();
+                    return Err(Error::new(
+                        Kind::Usage,
+                        format_args!("several container engines are running: {}", list.join(", ")),
+                    )
+                    .hint("say which one is meant with `--address SOCKET` (`-a`) or CONTAINERD_ADDRESS"));
+                }
+            }
+        }
+    };
+    Ok(match &overrides.namespace {
+        Some(namespace) => Profile { namespace: namespace.clone(), ..known },
+        None => known,
+    })
+}
+
+fn profile(known: &Known, address: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Profile {
+    let namespace = known.namespace.unwrap_or_else(|| {
+        if KUBELET.iter().any(|file| exists(Path::new(file))) { "k8s.io" } else { "default" }
+    });
+    Profile {
+        name: known.name,
+        address: address.map_or_else(|| PathBuf::from(known.address), Path::to_path_buf),
+        namespace: namespace.to_owned(),
+        hosts_dir: PathBuf::from(known.hosts_dir),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_living_engine_is_taken_with_its_namespace() {
+        let profile = choose_with(
+            &Overrides::default(),
+            |path| path.starts_with("/run/k3s"),
+            |_| false,
+        )
+        .expect("one");
+        assert_eq!((profile.name, profile.namespace.as_str()), ("k3s/rke2", "k8s.io"));
+    }
+
+    #[test]
+    fn several_are_a_question() {
+        let error = choose_with(&Overrides::default(), |_| true, |_| false).expect_err("several");
+        assert_eq!(error.kind(), Kind::Usage);
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("--address")));
+    }
+
+    #[test]
+    fn a_kubelet_makes_the_stock_socket_kubernetes() {
+        let nobody = |_: &Path| false;
+        let none = Overrides::default();
+        assert_eq!(choose_with(&none, nobody, |_| false).expect("stock").namespace, "default");
+        assert_eq!(
+            choose_with(&none, nobody, |p| p.ends_with("config.yaml")).expect("stock").namespace,
+            "k8s.io"
+        );
+    }
+
+    #[test]
+    fn an_address_names_its_profile_and_a_namespace_wins() {
+        let overrides = Overrides {
+            address: Some("/run/k0s/containerd.sock".into()),
+            namespace: Some("x".into()),
+        };
+        let profile = choose_with(&overrides, |_| true, |_| false).expect("given");
+        assert_eq!((profile.name, profile.namespace.as_str()), ("k0s", "x"));
+    }
+}
