@@ -1,6 +1,8 @@
 //! What this host can run, and how well each offered platform fits.
 #![forbid(unsafe_code)]
 
+mod binfmt;
+mod cpu;
 mod detect;
 mod error;
 mod facts;
