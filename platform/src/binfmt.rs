@@ -132,7 +132,7 @@ fn header(machine: u16, wide: bool, little: bool, kind: u16) -> Vec<u8> {
 }
 
 fn bytes(hex: &str) -> Option<Vec<u8>> {
-    if hex.len() % 2 != 0 || hex.len() > 2 * LONGEST_MAGIC {
+    if !hex.len().is_multiple_of(2) || hex.len() > 2 * LONGEST_MAGIC {
         return None;
     }
     let digits: Option<Vec<u8>> = hex
@@ -177,11 +177,11 @@ mod tests {
 
     #[test]
     fn without_a_mask_every_bit_counts() {
-        let exact: String = ARM64
+        let exact: Vec<&str> = ARM64
             .lines()
             .filter(|line| !line.starts_with("mask"))
-            .map(|line| format!("{line}\n"))
             .collect();
+        let exact = exact.join("\n");
         assert_eq!(takes(&exact), ["arm64"]);
         assert_eq!(takes(&exact.replace("0200b700", "0400b700")), [""; 0]);
     }

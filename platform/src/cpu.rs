@@ -228,7 +228,7 @@ pub(crate) fn aarch32_of(core: (u32, u32)) -> Option<Aarch32> {
 }
 
 /// Cores of Arm's sixth generation, which may call themselves the seventh: ARM1136, ARM1156,
-/// ARM1176, ARM11 MPCore.
+/// ARM1176 and the multi-core ARM11.
 pub(crate) fn is_armv6_core(core: (u32, u32)) -> bool {
     core.0 == 0x41 && matches!(core.1, 0xb36 | 0xb56 | 0xb76 | 0xb02)
 }

@@ -61,8 +61,10 @@ pub struct Facts {
 impl Facts {
     /// The running system, and what this process can ask of it.
     pub fn live() -> Result<Facts, FactsError> {
-        let mut facts = Facts::default();
-        facts.probes = live::probes()?;
+        let mut facts = Facts {
+            probes: live::probes()?,
+            ..Facts::default()
+        };
         facts.read_files(Path::new("/"));
         Ok(facts)
     }
@@ -113,12 +115,12 @@ impl Facts {
 
     /// Writes these facts as a recorded host. Serial numbers are zeroed.
     pub fn record(&self, dir: &Path) -> Result<(), FactsError> {
-        let mut probes = String::new();
-        for (key, value) in &self.probes {
-            let value = one_line(value);
-            probes.push_str(&format!("{key}={value}\n"));
-        }
-        write_below(dir, PROBES, &probes)?;
+        let probes: Vec<String> = self
+            .probes
+            .iter()
+            .map(|(key, value)| format!("{key}={}\n", one_line(value)))
+            .collect();
+        write_below(dir, PROBES, &probes.concat())?;
         for (path, text) in &self.files {
             if path == "proc/cpuinfo" {
                 write_below(dir, path, &without_serial(text))?;

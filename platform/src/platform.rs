@@ -211,17 +211,18 @@ impl Platform {
 
     /// For a message: [`Platform::base`], then version and features in words.
     pub fn described(&self) -> String {
-        let mut text = self.base();
-        if let Some(version) = &self.os_version {
-            text.push_str(&format!(" (os.version {})", printable(version)));
-        }
-        if !self.os_features.is_empty() {
-            text.push_str(&format!(
-                " (os.features {})",
-                printable(&self.os_features.join(","))
-            ));
-        }
-        text
+        let version = self
+            .os_version
+            .iter()
+            .map(|version| format!(" (os.version {})", printable(version)));
+        let features = Some(self.os_features.join(",")).filter(|features| !features.is_empty());
+        let features = features
+            .iter()
+            .map(|features| format!(" (os.features {})", printable(features)));
+        std::iter::once(self.base())
+            .chain(version)
+            .chain(features)
+            .collect()
     }
 }
 

@@ -10,7 +10,7 @@ use crate::facts::Facts;
 const MASK: &str = "sys/devices/system/cpu/aarch32_el0";
 
 /// The variant of a 32-bit Arm userland, by the most reliable source there is. The number under
-/// `CPU architecture` comes last: it describes memory management, and ARMv6 cores say 7.
+/// `CPU architecture` comes last: it describes memory management, and cores of the sixth generation say 7.
 pub(super) fn variant(
     facts: &Facts,
     cpu: &CpuInfo,

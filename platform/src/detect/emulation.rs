@@ -5,7 +5,7 @@ use crate::binfmt::Handler;
 use crate::facts::Facts;
 use crate::host::{Host, How, Runs};
 use crate::order::vector;
-use crate::platform::Platform;
+use crate::platform::{Platform, printable};
 
 /// Adds emulated platforms to `runs`, and warns of handlers that get in the way.
 pub(super) fn add(facts: &Facts, host: &mut Host, findings: &mut Findings) {
@@ -31,10 +31,7 @@ pub(super) fn add(facts: &Facts, host: &mut Host, findings: &mut Findings) {
             .chain(takers)
             .find(|handler| handler.works_in_containers())
             .unwrap_or(first);
-        let source = format!(
-            "proc/sys/fs/binfmt_misc/{}",
-            crate::platform::printable(&handler.name)
-        );
+        let source = format!("proc/sys/fs/binfmt_misc/{}", printable(&handler.name));
         findings.note(
             "emulation",
             format!(
@@ -49,7 +46,7 @@ pub(super) fn add(facts: &Facts, host: &mut Host, findings: &mut Findings) {
         if !handler.works_in_containers() {
             findings.warn(format!(
                 "the handler `{}` for {architecture} lacks the flag F: it does not work in containers",
-                crate::platform::printable(&handler.name)
+                printable(&handler.name)
             ));
             continue;
         }
@@ -57,7 +54,7 @@ pub(super) fn add(facts: &Facts, host: &mut Host, findings: &mut Findings) {
             host.runs.push(Runs {
                 platform,
                 how: How::Emulated,
-                interpreter: Some(crate::platform::printable(&handler.interpreter)),
+                interpreter: Some(printable(&handler.interpreter)),
             });
         }
     }
@@ -70,7 +67,7 @@ fn takes_over(
     handler: &Handler,
     findings: &mut Findings,
 ) -> bool {
-    let by = crate::platform::printable(&handler.interpreter);
+    let by = printable(&handler.interpreter);
     let mut own = false;
     for runs in &mut host.runs {
         if runs.how != How::Emulated && runs.platform.architecture() == architecture {
@@ -81,7 +78,7 @@ fn takes_over(
     if own {
         findings.warn(format!(
             "the handler `{}` takes over {architecture} programs that the cores would run: they are emulated by {by}",
-            crate::platform::printable(&handler.name)
+            printable(&handler.name)
         ));
     }
     own || host.kernel == architecture

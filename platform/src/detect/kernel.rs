@@ -79,10 +79,9 @@ fn claimed(facts: &Facts, cpu: &CpuInfo, findings: &mut Findings) -> Result<Stri
     findings.note("uname_machine", machine, "uname");
     let unknown = || DetectError::UnknownMachine(printable(machine));
     let architecture = match machine {
-        "aarch64" | "arm64" => "arm64",
-        // Only a 64-bit kernel says this, to a program with the 32-bit personality; some can be
+        // Only a 64-bit kernel says armv8l, to a program with the 32-bit personality; some can be
         // told to say armv7l instead, but their CPU description gives them away.
-        "armv8l" => "arm64",
+        "aarch64" | "arm64" | "armv8l" => "arm64",
         _ if machine.starts_with("armv") && machine.ends_with('l') => {
             if cpu.has_arm64_features() || cpu.arm_name_version() == Some(8) {
                 findings.note("kernel", "arm64", "proc/cpuinfo describes a 64-bit kernel");
