@@ -83,6 +83,10 @@ impl Platform {
             (Some(architecture), variant) => (first, Some(architecture), variant),
         };
         let (os, options) = split_os(input, os)?;
+        // It would read back as an architecture.
+        if lenient_architecture(os).is_some() {
+            return Err(ParsePlatformError::BadPart(input.to_owned(), os.to_owned()));
+        }
         let found = match architecture {
             None if is_system(os) => own_architecture(),
             None => return Err(ParsePlatformError::Unknown(input.to_owned())),
@@ -365,6 +369,13 @@ impl std::str::FromStr for Platform {
 impl Serialize for Platform {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Platform {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Platform, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Platform::parse(&text).map_err(serde::de::Error::custom)
     }
 }
 

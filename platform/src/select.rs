@@ -237,15 +237,12 @@ fn judge(
     };
     let rank = candidates.iter().position(|candidate| *candidate == at);
     if rank == Some(0) {
-        let reason = match wanted.platforms().first() {
-            Some(best) if best.base() == of.base() => {
-                format!("{} is what is wanted first{artifact}", of.base())
-            }
-            _ => format!(
-                "{} is the best of what is wanted that is offered{artifact}",
-                of.base()
-            ),
+        let place = match wanted.platforms().first() {
+            Some(best) if best.base() == of.base() => "is what is wanted first",
+            _ => "is the best of what is wanted that is offered",
         };
+        let caveat = host.and_then(|host| caveat(host, of)).unwrap_or_default();
+        let reason = format!("{} {place}{artifact}{caveat}", of.base());
         return say(Verdict::Selected, false, reason);
     }
     if rank.is_some() {
@@ -299,6 +296,18 @@ fn judge(
                 .unwrap_or_else(|| format!("nothing shows that this host runs {}", of.base()));
             say(Verdict::Foreign, false, reason)
         }
+    }
+}
+
+/// What to add about a choice that the host's cores do not run.
+fn caveat(host: &Host, of: &Platform) -> Option<String> {
+    match host.how(of) {
+        Some(runs) if runs.how == How::Emulated => Some(format!(
+            "; here it runs under {} only",
+            runs.interpreter.as_deref().unwrap_or("an emulator")
+        )),
+        Some(_) => None,
+        None => host.disproves(of).map(|reason| format!("; but {reason}")),
     }
 }
 

@@ -481,6 +481,24 @@ fn hints_of_other_kinds() {
     let selection = select(&list, &Wanted::exact(platform("arm64")), Some(&host), None);
     assert_eq!(verdicts(&selection), [Verdict::Emulated]);
 
+    let selection = select(&list, &Wanted::exact(platform("amd64")), Some(&host), None);
+    assert!(
+        selection.entries[0]
+            .reason
+            .contains("under /usr/bin/qemu-x86_64 only")
+    );
+    let selection = select(
+        &list,
+        &Wanted::exact(platform("amd64")),
+        Some(&without_aarch32()),
+        None,
+    );
+    assert!(
+        selection.entries[0]
+            .reason
+            .contains("but this host's cores are arm64")
+    );
+
     let missing = explain_missing(&offers("linux/amd64"), &Wanted::list(Vec::new()), None);
     assert!(
         missing.hint.contains("nothing is wanted"),
