@@ -173,6 +173,15 @@ mod tests {
             .replace("0200b700", "00020016");
         assert_eq!(takes(&s390x.replace("fffeffffff", "fffffeffff")), ["s390x"]);
         assert_eq!(takes("enabled\noffset 0\nmagic 4d5a\n"), [""; 0]);
+        // Bits outside the mask do not count.
+        assert_eq!(
+            takes(&ARM64.replace("magic 7f454c4602010100", "magic 7f454c4602010142")),
+            ["arm64"]
+        );
+        assert_eq!(
+            takes(&ARM64.replace("magic 7f454c46020101", "magic 7f454c46020102")),
+            [""; 0]
+        );
     }
 
     #[test]

@@ -259,6 +259,44 @@ mod tests {
         }
     }
 
+    /// The levels as glibc defines them, written out a second time.
+    #[test]
+    fn levels_are_complete() {
+        let v1 = "cmov cx8 fpu fxsr mmx syscall sse sse2";
+        let v2 = "cx16 lahf_lm popcnt pni ssse3 sse4_1 sse4_2";
+        let v3 = "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave";
+        let v4 = "avx512f avx512bw avx512cd avx512dq avx512vl";
+        let written: Vec<String> = LEVELS.iter().map(|(_, flags)| flags.join(" ")).collect();
+        assert_eq!(written, [v1, v2, v3, v4]);
+    }
+
+    #[test]
+    fn cores_with_and_without_a_32_bit_mode() {
+        for (core, expected) in [
+            ((0x41, 0xd03), Some(Aarch32::Yes)),
+            ((0x41, 0xd0b), Some(Aarch32::Yes)),
+            ((0x41, 0xd49), Some(Aarch32::Yes)),
+            ((0x6d, 0xd49), Some(Aarch32::Yes)),
+            ((0x41, 0xd4f), Some(Aarch32::No)),
+            ((0x41, 0xd02), Some(Aarch32::No)),
+            ((0x43, 0x0a1), Some(Aarch32::No)),
+            ((0x61, 0x024), Some(Aarch32::No)),
+            ((0xc0, 0xac4), Some(Aarch32::No)),
+            ((0x51, 0x001), Some(Aarch32::No)),
+            // An option of the core, by revision.
+            ((0x41, 0xd46), None),
+            ((0x43, 0xd4f), None),
+        ] {
+            assert_eq!(aarch32_of(core), expected, "{core:x?}");
+        }
+        assert!(
+            [0xb36, 0xb56, 0xb76, 0xb02]
+                .into_iter()
+                .all(|part| is_armv6_core((0x41, part)))
+        );
+        assert!(!is_armv6_core((0x41, 0xc07)) && !is_armv6_core((0x42, 0xb76)));
+    }
+
     #[test]
     fn the_weakest_processor_decides() {
         let v1 = LEVELS

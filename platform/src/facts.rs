@@ -29,7 +29,6 @@ const FILES: &[(&str, u64)] = &[
     ("proc/cpuinfo", LONGEST_CPUINFO),
     ("proc/device-tree/model", LONGEST_FILE),
     ("sys/firmware/devicetree/base/model", LONGEST_FILE),
-    ("sys/class/dmi/id/sys_vendor", LONGEST_FILE),
     ("sys/class/dmi/id/product_name", LONGEST_FILE),
     ("sys/devices/system/cpu/aarch32_el0", LONGEST_FILE),
     ("proc/sys/abi/swp", LONGEST_FILE),

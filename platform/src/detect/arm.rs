@@ -9,6 +9,13 @@ use crate::facts::Facts;
 /// The file that lists the CPUs with a 32-bit mode, where only some have it.
 const MASK: &str = "sys/devices/system/cpu/aarch32_el0";
 
+/// Files of a kernel with support for old 32-bit instructions. They say nothing of the cores.
+const DEPRECATED: &[&str] = &[
+    "proc/sys/abi/swp",
+    "proc/sys/abi/cp15_barrier",
+    "proc/sys/abi/setend",
+];
+
 /// The variant of a 32-bit Arm userland, by the most reliable source there is. The number under
 /// `CPU architecture` comes last: it describes memory management, and cores of the sixth generation say 7.
 pub(super) fn variant(
@@ -81,6 +88,11 @@ pub(super) fn aarch32(
     };
     findings.note("aarch32_el0", value, source);
     if base.kernel == "arm64" {
+        for path in DEPRECATED {
+            if facts.file(path).is_some() {
+                findings.note("kernel_compat", "compiled in", path);
+            }
+        }
         cross_check(cpu, answer, findings);
     }
     answer

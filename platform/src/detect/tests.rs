@@ -218,6 +218,16 @@ fn kernel_and_userland_are_two_things() {
         (host.kernel.as_str(), host.userland.as_str()),
         ("arm64", "arm64")
     );
+    let host = super::tests::host("uname_machine=armv8l", "");
+    assert_eq!(
+        (
+            host.kernel.as_str(),
+            host.userland.as_str(),
+            host.variant.as_str()
+        ),
+        ("arm64", "arm", "v8")
+    );
+    assert_eq!(host.aarch32_el0, Some(true));
     let host = super::tests::host("uname_machine=armv7l AT_PLATFORM=v8l", ARM64_CPU);
     assert_eq!(
         (
@@ -268,7 +278,17 @@ fn what_is_not_recorded_is_null() {
     );
     assert_eq!(source(&host, "os"), "assumed: not recorded");
     assert_eq!(arm64("AT_PAGESZ=65536", "d08").page_size, Some(65536));
-    for size in ["0", "4095", "6000", "-1", "x", "18446744073709551615"] {
+    for size in [
+        "0",
+        "4095",
+        "6000",
+        "-1",
+        "x",
+        "1",
+        "2048",
+        "4194304",
+        "18446744073709551615",
+    ] {
         assert_eq!(
             arm64(&format!("AT_PAGESZ={size}"), "d08").page_size,
             None,
@@ -412,6 +432,23 @@ fn emulated_platforms_come_last_and_are_marked() {
         "{:?}",
         host.warnings
     );
+}
+
+#[test]
+fn handlers_that_change_nothing() {
+    let amd64 = handler(AMD64_MAGIC, "enabled", "F");
+    let files = [
+        ("proc/sys/fs/binfmt_misc/any", amd64.as_str()),
+        ("proc/sys/fs/binfmt_misc/status", "disabled\n"),
+    ];
+    let host = detect(&Facts::from_texts("uname_machine=aarch64", files)).expect("a host");
+    assert_eq!(runs(&host), "arm64");
+    // The kernel itself runs it, though not this userland's containers.
+    let host = with_handler(
+        "userland=armhf",
+        &handler(&AMD64_MAGIC.replace("3e00", "b700"), "enabled", "F"),
+    );
+    assert_eq!(runs(&host), "arm/v8 arm/v7 arm/v6 arm/v5");
 }
 
 #[test]

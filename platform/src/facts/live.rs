@@ -63,7 +63,7 @@ fn own_userland() -> String {
 
 /// Takes the 32-bit personality in a thread of its own (it is a thread's property), and looks at
 /// what the kernel then says of itself. A refusal other than "no such mode" is not observed.
-fn under_linux32() -> BTreeMap<String, String> {
+pub(super) fn under_linux32() -> BTreeMap<String, String> {
     std::thread::spawn(|| {
         let mut seen = BTreeMap::new();
         // Exactly this value: seccomp profiles of containers allow it, but not with other flags.

@@ -128,6 +128,26 @@ fn auxiliary_vectors_of_both_widths() {
 }
 
 #[test]
+fn the_personality_is_one_threads() {
+    let machine = || {
+        nix::sys::utsname::uname()
+            .expect("a name")
+            .machine()
+            .to_owned()
+    };
+    let before = machine();
+    let seen = live::under_linux32();
+    assert_eq!(machine(), before);
+    // A filter may forbid the call; where it is allowed, an amd64 kernel shows what it does.
+    if cfg!(target_arch = "x86_64") && seen.contains_key("personality_per_linux32") {
+        assert_eq!(
+            seen.get("uname_machine_under_linux32").map(String::as_str),
+            Some("i686")
+        );
+    }
+}
+
+#[test]
 fn this_system_has_facts() {
     let facts = Facts::live().expect("a system");
     assert_eq!(facts.probe("uname_sysname"), Some("Linux"));

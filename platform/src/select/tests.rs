@@ -327,6 +327,13 @@ fn what_is_not_disproved_stays_selected() {
             .collect::<Vec<_>>(),
         ["linux/amd64/v3"]
     );
+    let narrow = host("uname_machine=x86_64 userland=i386");
+    assert_eq!(
+        selects_for_engine(&platform("amd64/v2"), &narrow)
+            .platforms
+            .len(),
+        3
+    );
     let no386 = host("uname_machine=x86_64 cmdline_ia32_emulation=0");
     assert_eq!(
         selects_for_engine(&platform("amd64"), &no386).platforms,
