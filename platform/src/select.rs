@@ -144,7 +144,9 @@ pub struct Selection {
     /// Matching entries, best first: those with a platform, then those without one, whose config
     /// or own entries must be looked at. containerd looks at the first of all candidates only.
     pub candidates: Vec<usize>,
-    /// The entry that containerd's reader looks at for the same wanted list, by its rules alone.
+    /// The entry that containerd's reader looks at, by its rules alone: for the engine's whole
+    /// list where an engine is given, else for the wanted one. If the choice is another one, an
+    /// image record must point at the manifest, not at the index.
     pub reader_takes: Option<usize>,
     /// One verdict for every offer, in the same order.
     pub entries: Vec<EntryVerdict>,
@@ -172,30 +174,26 @@ pub fn select(
         .enumerate()
         .map(|(at, offer)| judge(at, offer, offers, wanted, host, &candidates))
         .collect();
+    let platforms = engine.map_or_else(|| wanted.platforms.clone(), vector);
+    let theirs = Wanted {
+        platforms,
+        ignore_os_features: wanted.ignore_os_features,
+    };
+    let reader_takes = rank::candidates(offers, &theirs, rank::Rules::Containerd)
+        .first()
+        .copied();
+    let engine_conflict = engine
+        .and(host)
+        .and_then(|host| engine_conflict(offers, reader_takes?, host));
     Selection {
-        reader_takes: rank::candidates(offers, wanted, rank::Rules::Containerd)
-            .first()
-            .copied(),
-        entries,
-        engine_conflict: engine_conflict(offers, wanted, host, engine),
         candidates,
+        reader_takes,
+        entries,
+        engine_conflict,
     }
 }
 
-fn engine_conflict(
-    offers: &[Offer],
-    wanted: &Wanted,
-    host: Option<&Host>,
-    engine: Option<&Platform>,
-) -> Option<EngineConflict> {
-    let (host, engine) = (host?, engine?);
-    let theirs = Wanted {
-        platforms: vector(engine),
-        ignore_os_features: wanted.ignore_os_features,
-    };
-    let entry = rank::candidates(offers, &theirs, rank::Rules::Containerd)
-        .first()
-        .copied()?;
+fn engine_conflict(offers: &[Offer], entry: usize, host: &Host) -> Option<EngineConflict> {
     let platform = offers.get(entry)?.platform()?;
     let reason = host.disproves(&platform)?;
     Some(EngineConflict {

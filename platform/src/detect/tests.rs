@@ -156,6 +156,20 @@ fn the_robust_order_of_arm_variants() {
     }
     let facts =
         |probes: &str, text: &str| detect(&Facts::from_texts(probes, [("proc/cpuinfo", text)]));
+    assert_eq!(
+        facts(
+            "uname_machine=armvl\nAT_PLATFORM=v6l",
+            &board(none, "c07", "7")
+        )
+        .map(|host| host.variant),
+        Ok("v6".to_owned())
+    );
+    // Of an emulator's host nothing is taken.
+    let foreign = "model name : QEMU (v6l)\nflags : lm\n";
+    assert_eq!(
+        facts("uname_machine=armv7l", foreign).map(|host| host.variant),
+        Ok("v7".to_owned())
+    );
     // Without uname: the part before the number, and nothing at all is an error.
     let text = board(none, "b76", "7");
     let probes = "userland=armhf\nuname_machine=armvl";
@@ -322,6 +336,9 @@ fn x86_programs_of_32_bits_are_assumed_unless_disproved() {
             "{probes}"
         );
     }
+    let files = [("proc/sys/abi/vsyscall32", "1\n")];
+    let compiled_in = detect(&Facts::from_texts("uname_machine=x86_64", files)).expect("a host");
+    assert_eq!(compiled_in.ia32, Some(true));
     let assumed = host("uname_machine=x86_64", "");
     assert!(
         assumed
@@ -529,6 +546,15 @@ fn this_host() {
     assert_eq!(host.os, "linux");
     assert!(!host.runs.is_empty());
     assert!(host.page_size.is_some());
+}
+
+#[test]
+fn a_recording_of_this_host_is_this_host() {
+    let facts = Facts::live().expect("facts");
+    let dir = tempfile::tempdir().expect("a directory");
+    facts.record(dir.path()).expect("written");
+    let recorded = Facts::recorded(dir.path()).expect("read");
+    assert_eq!(detect(&recorded), detect(&facts));
 }
 
 /// Facts of a plausible kind: known keys, odd values.

@@ -294,6 +294,24 @@ fn the_engines_choice_may_be_refused() {
 }
 
 #[test]
+fn a_better_variant_is_not_what_the_reader_takes() {
+    let list = offers("linux/amd64/v3 linux/amd64");
+    let engine = platform("amd64");
+    let best = select(
+        &list,
+        &Wanted::exact(platform("amd64/v3")),
+        None,
+        Some(&engine),
+    );
+    assert_eq!((best.selected(), best.reader_takes), (Some(0), Some(1)));
+    let selection = select(&list, &Wanted::fallback(&engine), None, Some(&engine));
+    assert_eq!(
+        (selection.selected(), selection.reader_takes),
+        (Some(1), Some(1))
+    );
+}
+
+#[test]
 fn what_is_not_disproved_stays_selected() {
     let unknown = host("uname_machine=aarch64");
     assert_eq!(
