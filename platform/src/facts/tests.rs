@@ -32,6 +32,7 @@ fn a_recorded_host_is_read_back_as_it_was() {
             ("/absolute", "no"),
         ],
     );
+    assert_eq!(facts.files.len(), 2);
     let dir = tempfile::tempdir().expect("a directory");
     facts.record(dir.path()).expect("written");
     let again = Facts::recorded(dir.path()).expect("read");
@@ -68,6 +69,26 @@ fn a_recorded_host_does_not_reach_the_running_system() {
     std::os::unix::fs::symlink("/proc/cpuinfo", dir.path().join("proc/cpuinfo")).expect("linked");
     let facts = Facts::recorded(dir.path()).expect("read");
     assert_eq!(facts.file("proc/cpuinfo"), None);
+}
+
+#[test]
+fn a_pipe_is_not_waited_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::create_dir(dir.path().join("proc")).expect("made");
+    let made = std::process::Command::new("mkfifo")
+        .arg(dir.path().join("proc/cpuinfo"))
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        println!("no mkfifo here: not tested");
+        return;
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let path = dir.path().to_owned();
+    std::thread::spawn(move || sender.send(Facts::recorded(&path).is_err()));
+    assert_eq!(
+        receiver.recv_timeout(std::time::Duration::from_secs(20)),
+        Ok(true)
+    );
 }
 
 #[test]

@@ -45,6 +45,7 @@ fn people_may_spell_it_their_way() {
         ("amd64/v1", "linux/amd64"),
         ("amd64/v3", "linux/amd64/v3"),
         ("x86-64-v3", "linux/amd64/v3"),
+        ("amd64/3", "linux/amd64/v3"),
         ("i386", "linux/386"),
         ("i686", "linux/386"),
         ("s390x", "linux/s390x"),
@@ -177,6 +178,16 @@ fn labels_are_read_leniently() {
         serde_json::to_string(&platform).expect("a string"),
         r#""windows(10.0.1+win32k)/amd64""#
     );
+}
+
+#[test]
+fn foreign_text_does_not_reach_a_terminal() {
+    let odd = Label {
+        os_version: "1\n2\u{1b}".to_owned(),
+        ..label("linux", "arm", "")
+    };
+    let odd = Platform::from_label(&odd).expect("named").described();
+    assert_eq!(odd, "linux/arm/v7 (os.version 1?2?)");
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn spelling(offer: &Platform, best: &Platform, _: Option<&Host>) -> Option<Strin
             };
             (architecture != offer.architecture()).then(|| offer.with(&architecture, variant))
         })
-        .filter(|known| known != offer && vector(best).contains(known))?;
+        .filter(|known| vector(best).contains(known))?;
     Some(format!(
         "`{}` is an unusual spelling of {}, which no engine understands; its publisher should correct the index",
         offer.base(),
