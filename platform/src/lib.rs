@@ -86,7 +86,7 @@
 //! | variant of 32-bit Arm | `v8` under a 64-bit kernel; `(v6l)` in the processor's name; `uname -m`; `AT_PLATFORM`; the part number of a sixth-generation core; the number under `CPU architecture`; else an error |
 //! | 32-bit mode of arm64 | `personality(PER_LINUX32)` refused: no. `uname` under it: begins with `arm` or not. `CONFIG_COMPAT` off, or no features under it: no. Accepted, a 32-bit userland, or the kernel's list of capable CPUs: yes. Else null. Core part numbers are a hint |
 //! | x86 level | every flag of the level and of those below, on every processor |
-//! | 386 on amd64 | `CONFIG_IA32_EMULATION`, the boot parameter, `abi/vsyscall32`; else assumed |
+//! | 386 on amd64 | `CONFIG_IA32_EMULATION`, the boot parameter; else assumed |
 //! | page size | `AT_PAGESZ` |
 //! | emulation | enabled handlers whose masked magic takes a synthetic header of the architecture; flag F, or containers cannot use it |
 //!

@@ -37,7 +37,10 @@ pub(super) fn ia32(facts: &Facts, findings: &mut Findings) -> Option<bool> {
     } else if built == Some("y") {
         (Some(true), "CONFIG_IA32_EMULATION")
     } else if facts.file("proc/sys/abi/vsyscall32").is_some() {
-        (Some(true), "proc/sys/abi/vsyscall32")
+        (
+            None,
+            "compiled in, by proc/sys/abi/vsyscall32; whether switched on was not observed",
+        )
     } else {
         (None, "not observed; distributions switch it on")
     };
