@@ -130,13 +130,12 @@ impl Host {
                 Some(false) => Some("this kernel starts no 32-bit x86 programs".to_owned()),
                 _ => None,
             },
-            ("amd64", "amd64") => match &self.cpu_level {
-                Some(level) => Some(format!(
+            ("amd64", "amd64") => self.cpu_level.as_ref().map(|level| {
+                format!(
                     "this CPU is of level {level}, which is below {}",
                     platform.variant()
-                )),
-                None => None,
-            },
+                )
+            }),
             ("arm", "arm") => Some(format!(
                 "this host is 32-bit Arm {}, which is below {}",
                 self.variant,

@@ -24,16 +24,12 @@ const ARM64_V9: &[(&str, u8)] = &[
 /// Empty for an arm64 variant that containerd does not know: it matches nothing there.
 /// A system that no container engine runs on (`zephyr`) accepts itself only.
 pub fn vector(platform: &Platform) -> Vec<Platform> {
-    let mut list = match platform.os() {
-        "linux" | "darwin" | "freebsd" => by_architecture(platform),
+    match platform.os() {
+        "linux" => by_architecture(platform),
         "windows" if platform.architecture() == "amd64" => by_architecture(platform),
+        "darwin" | "freebsd" => vec![platform.clone(), platform.on("linux")],
         _ => vec![platform.clone()],
-    };
-    if matches!(platform.os(), "darwin" | "freebsd") {
-        let on_linux: Vec<_> = list.iter().map(|member| member.on("linux")).collect();
-        list.extend(on_linux);
     }
-    list
 }
 
 fn by_architecture(platform: &Platform) -> Vec<Platform> {

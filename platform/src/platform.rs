@@ -100,6 +100,10 @@ impl Platform {
             (Some(architecture), variant) => (first, Some(architecture), variant),
         };
         let (os, options) = split_os(input, os)?;
+        // It would read back as an architecture.
+        if lenient_architecture(os).is_some() {
+            return Err(ParsePlatformError::BadPart(input.to_owned(), os.to_owned()));
+        }
         let found = match architecture {
             None if is_system(os) => own_architecture(),
             None => return Err(ParsePlatformError::Unknown(input.to_owned())),
@@ -228,17 +232,18 @@ impl Platform {
 
     /// For a message: [`Platform::base`], then version and features in words.
     pub fn described(&self) -> String {
-        let mut text = self.base();
-        if let Some(version) = &self.os_version {
-            text.push_str(&format!(" (os.version {})", printable(version)));
-        }
-        if !self.os_features.is_empty() {
-            text.push_str(&format!(
-                " (os.features {})",
-                printable(&self.os_features.join(","))
-            ));
-        }
-        text
+        let version = self
+            .os_version
+            .iter()
+            .map(|version| format!(" (os.version {})", printable(version)));
+        let features = Some(self.os_features.join(",")).filter(|features| !features.is_empty());
+        let features = features
+            .iter()
+            .map(|features| format!(" (os.features {})", printable(features)));
+        std::iter::once(self.base())
+            .chain(version)
+            .chain(features)
+            .collect()
     }
 }
 
@@ -381,6 +386,13 @@ impl std::str::FromStr for Platform {
 impl Serialize for Platform {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Platform {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Platform, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Platform::parse(&text).map_err(serde::de::Error::custom)
     }
 }
 

@@ -144,7 +144,9 @@ pub struct Selection {
     /// Matching entries, best first: those with a platform, then those without one, whose config
     /// or own entries must be looked at. containerd looks at the first of all candidates only.
     pub candidates: Vec<usize>,
-    /// The entry that containerd's reader looks at for the same wanted list, by its rules alone.
+    /// The entry that containerd's reader looks at, by its rules alone: for the engine's whole
+    /// list where an engine is given, else for the wanted one. If the choice is another one, an
+    /// image record must point at the manifest, not at the index.
     pub reader_takes: Option<usize>,
     /// One verdict for every offer, in the same order.
     pub entries: Vec<EntryVerdict>,
@@ -172,30 +174,26 @@ pub fn select(
         .enumerate()
         .map(|(at, offer)| judge(at, offer, offers, wanted, host, &candidates))
         .collect();
+    let platforms = engine.map_or_else(|| wanted.platforms.clone(), vector);
+    let theirs = Wanted {
+        platforms,
+        ignore_os_features: wanted.ignore_os_features,
+    };
+    let reader_takes = rank::candidates(offers, &theirs, rank::Rules::Containerd)
+        .first()
+        .copied();
+    let engine_conflict = engine
+        .and(host)
+        .and_then(|host| engine_conflict(offers, reader_takes?, host));
     Selection {
-        reader_takes: rank::candidates(offers, wanted, rank::Rules::Containerd)
-            .first()
-            .copied(),
-        entries,
-        engine_conflict: engine_conflict(offers, wanted, host, engine),
         candidates,
+        reader_takes,
+        entries,
+        engine_conflict,
     }
 }
 
-fn engine_conflict(
-    offers: &[Offer],
-    wanted: &Wanted,
-    host: Option<&Host>,
-    engine: Option<&Platform>,
-) -> Option<EngineConflict> {
-    let (host, engine) = (host?, engine?);
-    let theirs = Wanted {
-        platforms: vector(engine),
-        ignore_os_features: wanted.ignore_os_features,
-    };
-    let entry = rank::candidates(offers, &theirs, rank::Rules::Containerd)
-        .first()
-        .copied()?;
+fn engine_conflict(offers: &[Offer], entry: usize, host: &Host) -> Option<EngineConflict> {
     let platform = offers.get(entry)?.platform()?;
     let reason = host.disproves(&platform)?;
     Some(EngineConflict {
@@ -237,15 +235,12 @@ fn judge(
     };
     let rank = candidates.iter().position(|candidate| *candidate == at);
     if rank == Some(0) {
-        let reason = match wanted.platforms().first() {
-            Some(best) if best.base() == of.base() => {
-                format!("{} is what is wanted first{artifact}", of.base())
-            }
-            _ => format!(
-                "{} is the best of what is wanted that is offered{artifact}",
-                of.base()
-            ),
+        let place = match wanted.platforms().first() {
+            Some(best) if best.base() == of.base() => "is what is wanted first",
+            _ => "is the best of what is wanted that is offered",
         };
+        let caveat = host.and_then(|host| caveat(host, of)).unwrap_or_default();
+        let reason = format!("{} {place}{artifact}{caveat}", of.base());
         return say(Verdict::Selected, false, reason);
     }
     if rank.is_some() {
@@ -299,6 +294,18 @@ fn judge(
                 .unwrap_or_else(|| format!("nothing shows that this host runs {}", of.base()));
             say(Verdict::Foreign, false, reason)
         }
+    }
+}
+
+/// What to add about a choice that the host's cores do not run.
+fn caveat(host: &Host, of: &Platform) -> Option<String> {
+    match host.how(of) {
+        Some(runs) if runs.how == How::Emulated => Some(format!(
+            "; here it runs under {} only",
+            runs.interpreter.as_deref().unwrap_or("an emulator")
+        )),
+        Some(_) => None,
+        None => host.disproves(of).map(|reason| format!("; but {reason}")),
     }
 }
 

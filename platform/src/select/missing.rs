@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use super::{Offer, OfferKind, Wanted};
 use crate::host::{Host, How};
-use crate::normalize::known_spelling;
-use crate::platform::Platform;
+use crate::normalize::{known_spelling, lenient_architecture};
+use crate::order::vector;
+use crate::platform::{Platform, printable};
 
 /// Nothing fits: what was wanted, what is there, and what would help.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -138,7 +139,7 @@ fn features(offer: &Platform, best: &Platform, _: Option<&Host>) -> Option<Strin
     if lacking.is_empty() {
         return None;
     }
-    let lacking = crate::platform::printable(&lacking.join(", "));
+    let lacking = printable(&lacking.join(", "));
     Some(format!(
         "it demands os.features ({lacking}), which containerd compares since 2.3"
     ))
@@ -160,11 +161,16 @@ fn spelling(offer: &Platform, best: &Platform, _: Option<&Host>) -> Option<Strin
     let known = known_spelling(offer.architecture(), offer.variant())
         .map(|variant| offer.with(offer.architecture(), &variant))
         .or_else(|| {
-            let (architecture, variant) =
-                crate::normalize::lenient_architecture(offer.architecture())?;
-            Some(offer.with(&architecture, &variant))
+            let (architecture, implied) = lenient_architecture(offer.architecture())?;
+            let typed = offer.variant();
+            let variant = if typed.is_empty() {
+                implied.as_str()
+            } else {
+                typed
+            };
+            (architecture != offer.architecture()).then(|| offer.with(&architecture, variant))
         })
-        .filter(|known| known != offer && crate::order::vector(best).contains(known))?;
+        .filter(|known| vector(best).contains(known))?;
     Some(format!(
         "`{}` is an unusual spelling of {}, which no engine understands; its publisher should correct the index",
         offer.base(),

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use super::{Offer, OfferKind, Wanted};
-use crate::platform::Platform;
+use crate::platform::{Platform, printable};
 
 /// Windows releases with long-term service, whose images newer hosts up to the next one run.
 const LTSC: &[u16] = &[20348, 26100];
@@ -139,7 +139,7 @@ pub(super) fn refused_by_options(offer: &Platform, wanted: &Wanted) -> Option<St
             offer.os_version().unwrap_or_default(),
             want.os_version().unwrap_or_default(),
         );
-        let image = crate::platform::printable(image);
+        let image = printable(image);
         return Some(format!(
             "a Windows {host} host does not run images for Windows {image}"
         ));
@@ -151,7 +151,7 @@ pub(super) fn refused_by_options(offer: &Platform, wanted: &Wanted) -> Option<St
     if wanted.ignore_os_features || missing.is_empty() {
         return None;
     }
-    let missing = crate::platform::printable(&missing.join(", "));
+    let missing = printable(&missing.join(", "));
     Some(format!(
         "it demands os.features ({missing}) that the wanted platform does not have"
     ))
