@@ -165,7 +165,7 @@ impl Archive {
             selector,
             &inner.name,
         )? {
-            Choice::Entry(entry) => Ok(entry),
+            Choice::Entry(entry) => Ok(*entry),
             Choice::Whole => Ok(inner.root.descriptor.clone()),
             Choice::Unlisted(digest) => {
                 let range = inner.range(&digest)?;
@@ -304,3 +304,7 @@ fn unnamed() -> Result<(File, PathBuf)> {
         format_args!("cannot find a free name in `{}`", dir.display()),
     ))
 }
+
+#[cfg(test)]
+#[path = "archive_tests.rs"]
+mod tests;

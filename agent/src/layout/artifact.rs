@@ -133,3 +133,173 @@ fn base_name(title: &str) -> Result<String> {
     }
     Ok(name.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{layout::testing::Memory, oci::DocumentKind};
+
+    fn manifest(
+        memory: &mut Memory,
+        config: (&str, &str),
+        layers: &[(Option<&str>, &str)],
+    ) -> Manifest {
+        let config = memory.add(config.0, config.1.to_owned());
+        let layers: Vec<Descriptor> = layers
+            .iter()
+            .map(|(title, content)| {
+                let mut layer = memory.add("application/octet-stream", (*content).to_owned());
+                if let Some(title) = title {
+                    layer
+                        .annotations
+                        .insert(TITLE.to_owned(), (*title).to_owned());
+                }
+                layer
+            })
+            .collect();
+        let json = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers});
+        match memory
+            .document("application/vnd.oci.image.manifest.v1+json", &json)
+            .kind
+        {
+            DocumentKind::Manifest(manifest) => manifest,
+            DocumentKind::Index(_) => panic!("a manifest was written"),
+        }
+    }
+
+    fn listed(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(dir)
+            .expect("a directory")
+            .map(|e| e.expect("an entry").file_name().to_string_lossy().into())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn layers_become_files_by_title_or_digest() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let dir = temporary.path().join("out");
+        let mut memory = Memory::default();
+        let artifact = manifest(
+            &mut memory,
+            ("application/vnd.x.config+json", r#"{"a":1}"#),
+            &[
+                (Some("build/zephyr.bin"), "code"),
+                (None, "plain"),
+                (Some("./x"), ""),
+            ],
+        );
+        let hex = crate::oci::Digest::of(b"plain").hex().to_owned();
+        for _ in 0..2 {
+            let files = deliver_artifact(&dir, &artifact, &memory)
+                .await
+                .expect("delivered");
+            let expected = ["zephyr.bin", &hex, "x", "config.json"].map(|name| dir.join(name));
+            assert_eq!(files, expected);
+        }
+        assert_eq!(fs::read(dir.join("zephyr.bin")).expect("there"), b"code");
+        assert_eq!(
+            fs::read(dir.join("config.json")).expect("there"),
+            br#"{"a":1}"#
+        );
+        assert_eq!(listed(&dir).len(), 4);
+        // A link of that name is replaced, not written through.
+        fs::write(temporary.path().join("victim"), "untouched").expect("written");
+        fs::remove_file(dir.join("x")).expect("there");
+        std::os::unix::fs::symlink("../victim", dir.join("x")).expect("linked");
+        deliver_artifact(&dir, &artifact, &memory)
+            .await
+            .expect("delivered");
+        assert_eq!(fs::read(dir.join("x")).expect("there"), b"");
+        assert_eq!(
+            fs::read(temporary.path().join("victim")).expect("there"),
+            b"untouched"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_empty_config_is_no_file_and_config_json_may_be_a_layer() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut memory = Memory::default();
+        let empty = manifest(
+            &mut memory,
+            (EMPTY_TYPE, "{}"),
+            &[(Some("config.json"), "model")],
+        );
+        deliver_artifact(dir.path(), &empty, &memory)
+            .await
+            .expect("delivered");
+        assert_eq!(listed(dir.path()), ["config.json"]);
+        let both = manifest(
+            &mut memory,
+            ("x/y", "{ }"),
+            &[(Some("config.json"), "model")],
+        );
+        deliver_artifact(dir.path(), &both, &memory)
+            .await
+            .expect("delivered");
+        assert_eq!(
+            fs::read(dir.path().join("config.json")).expect("there"),
+            b"model"
+        );
+        assert_eq!(listed(dir.path()).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn hostile_names_and_wrong_bytes_deliver_nothing() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let dir = temporary.path().join("out");
+        let mut memory = Memory::default();
+        let long = "x".repeat(256);
+        for title in [
+            "",
+            "/",
+            ".",
+            "..",
+            "../x",
+            "a/..",
+            "a/../b",
+            "/etc/passwd",
+            "a/",
+            "a\nb",
+            "..\\x",
+            "\u{7f}",
+            ".edgepull-0",
+            &long,
+        ] {
+            let bad = manifest(
+                &mut memory,
+                (EMPTY_TYPE, "{}"),
+                &[(Some("ok"), "a"), (Some(title), "b")],
+            );
+            let error = deliver_artifact(&dir, &bad, &memory)
+                .await
+                .expect_err(title);
+            assert_eq!(error.kind(), Kind::InvalidContent, "{title:?}");
+        }
+        let twice = manifest(
+            &mut memory,
+            (EMPTY_TYPE, "{}"),
+            &[(Some("a/x"), "a"), (Some("b/x"), "b")],
+        );
+        assert!(deliver_artifact(&dir, &twice, &memory).await.is_err());
+        let wrong = manifest(
+            &mut memory,
+            (EMPTY_TYPE, "{}"),
+            &[(Some("a"), "a"), (Some("b"), "b")],
+        );
+        memory.blobs.insert(
+            crate::oci::Digest::of(b"b"),
+            bytes::Bytes::from_static(b"x"),
+        );
+        let error = deliver_artifact(&dir, &wrong, &memory)
+            .await
+            .expect_err("wrong");
+        assert_eq!(error.kind(), Kind::InvalidContent);
+        assert!(listed(&dir).is_empty());
+        assert_eq!(listed(temporary.path()), ["out"]);
+    }
+}

@@ -305,7 +305,9 @@ impl Dir {
                 file: None,
             };
             match Locked::attempt(file, &self.at(name))? {
-                Attempt::Got(file) if self.names(name, file.file().map_err(io_lock)?)? => {
+                Attempt::Got(file)
+                    if self.names(name, file.file().map_err(|error| io_lock(&error))?)? =>
+                {
                     temporary.file = Some(file);
                     return Ok(temporary);
                 }
@@ -397,6 +399,6 @@ impl Dir {
     }
 }
 
-fn io_lock(error: io::Error) -> Error {
-    Error::new(Kind::Internal, "cannot use a locked file").caused_by(&error)
+fn io_lock(error: &io::Error) -> Error {
+    Error::new(Kind::Internal, "cannot use a locked file").caused_by(error)
 }

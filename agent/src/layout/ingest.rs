@@ -31,7 +31,7 @@ const MAX_SWEEP: usize = 4096;
 /// The outcome of asking for a blob's partial file.
 #[derive(Debug)]
 pub(super) enum Claim {
-    Ours(Ingest),
+    Ours(Box<Ingest>),
     /// Somebody else is writing this blob.
     Busy,
     /// The blob is there.
@@ -105,7 +105,7 @@ impl Ingest {
                 verifier: Verifier::new(descriptor),
             };
             ingest.rehash()?;
-            return Ok(Claim::Ours(ingest));
+            return Ok(Claim::Ours(Box::new(ingest)));
         }
         Ok(Claim::Busy)
     }

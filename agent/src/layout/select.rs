@@ -16,7 +16,7 @@ const SHOWN: usize = 20;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Choice {
-    Entry(Descriptor),
+    Entry(Box<Descriptor>),
     /// `index.json` itself is the image index.
     Whole,
     /// No entry has this digest; it may be a document further down.
@@ -44,7 +44,7 @@ pub(super) fn choose(
             .find(|entry| entry.digest == *digest)
             .map_or_else(
                 || Choice::Unlisted(digest.clone()),
-                |e| Choice::Entry(e.clone()),
+                |e| Choice::Entry(Box::new(e.clone())),
             )),
         Some(Selector::Tag(tag)) => named(index, tag, store),
     }
@@ -65,7 +65,7 @@ fn only(index: &Index, store: &str) -> Result<Choice> {
     };
     // One image may have several names.
     if index.entries.iter().all(|e| e.digest == first.digest) {
-        return Ok(Choice::Entry(first.clone()));
+        return Ok(Choice::Entry(Box::new(first.clone())));
     }
     let unnamed = || index.entries.iter().filter(|e| name_of(e).is_none());
     if unnamed().count() == index.entries.len()
@@ -119,7 +119,7 @@ fn named(index: &Index, tag: &str, store: &str) -> Result<Choice> {
         .because(format_args!("it holds {}", digests.join(", ")))
         .hint(format_args!("write {store}@DIGEST")));
     }
-    Ok(Choice::Entry((*first).clone()))
+    Ok(Choice::Entry(Box::new((*first).clone())))
 }
 
 /// The names in a layout, or the digests of entries without one.

@@ -111,7 +111,7 @@ impl Layout {
     pub fn resolve(&self, selector: Option<&Selector>) -> Result<Descriptor> {
         let (document, index) = parse_index(self.index_bytes()?, &self.name)?;
         match choose(&index, &document.descriptor.digest, selector, &self.name)? {
-            Choice::Entry(entry) => Ok(entry),
+            Choice::Entry(entry) => Ok(*entry),
             Choice::Whole => Ok(document.descriptor),
             Choice::Unlisted(digest) => {
                 let range = self.blob_range(&digest)?;
@@ -299,7 +299,7 @@ impl Layout {
             })
             .await?;
             match claim {
-                Claim::Ours(ingest) => return Ok(Some(ingest)),
+                Claim::Ours(ingest) => return Ok(Some(*ingest)),
                 Claim::Present => return Ok(None),
                 Claim::Busy => {
                     if waits == 0 {
@@ -560,3 +560,7 @@ pub(super) fn split_path(path: &Path) -> Result<(PathBuf, String)> {
     let parent = path.parent().map(Path::to_owned).unwrap_or_default();
     Ok((parent, name.to_owned()))
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -10,6 +10,7 @@ use crate::{
 };
 
 const BLOCK: u64 = 512;
+const BLOCK_LEN: usize = 512;
 /// More members than any image has blobs.
 const MAX_MEMBERS: usize = 100_000;
 /// Extended headers are a few hundred bytes.
@@ -57,7 +58,7 @@ pub(super) fn scan(
     let mut extended = Extended::default();
     let mut members = 0_usize;
     while at < length {
-        let mut header = [0_u8; BLOCK as usize];
+        let mut header = [0_u8; BLOCK_LEN];
         read_exact(file, &mut header, at)?;
         if header.iter().all(|byte| *byte == 0) {
             return Ok(());
@@ -292,7 +293,7 @@ pub(super) fn header(name: &str, size: u64) -> Vec<u8> {
     if !records.is_empty() {
         blocks.extend(block("pax", records.len() as u64, b'x'));
         blocks.extend_from_slice(&records);
-        blocks.resize(blocks.len().next_multiple_of(BLOCK as usize), 0);
+        blocks.resize(blocks.len().next_multiple_of(BLOCK_LEN), 0);
     }
     blocks.extend(block(name, size.min(MAX_USTAR_SIZE), b'0'));
     blocks
@@ -307,7 +308,7 @@ pub(super) fn padding(size: u64) -> Vec<u8> {
 
 /// The end of an archive.
 pub(super) fn end() -> Vec<u8> {
-    vec![0; 2 * BLOCK as usize]
+    vec![0; 2 * BLOCK_LEN]
 }
 
 fn pax_record(key: &str, value: &str) -> Vec<u8> {
@@ -324,7 +325,7 @@ fn pax_record(key: &str, value: &str) -> Vec<u8> {
 }
 
 fn block(name: &str, size: u64, typeflag: u8) -> Vec<u8> {
-    let mut block = Vec::with_capacity(BLOCK as usize);
+    let mut block = Vec::with_capacity(BLOCK_LEN);
     let mut put = |bytes: &[u8], width: usize| {
         let from = block.len();
         block.extend(bytes.iter().take(width));
