@@ -25,7 +25,7 @@ pub(super) const BATCH: usize = 256 << 10;
 pub struct Content<'a> {
     /// What gets the name: an index, or a single manifest.
     pub root: &'a Document,
-    /// Indexes between the root and the leaves.
+    /// Indexes between the root and the leaves, outermost first.
     pub ancestors: &'a [Document],
     /// The chosen manifests; each is stored with its config and its layers.
     pub leaves: &'a [Document],

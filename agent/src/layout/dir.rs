@@ -16,8 +16,8 @@ use std::{
 use bytes::Bytes;
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat},
-    sys::stat::{Mode, fstatat, mkdirat},
+    fcntl::{Flock, FlockArg, OFlag, openat, renameat},
+    sys::stat::{Mode, mkdirat},
     unistd::{UnlinkatFlags, fsync, unlinkat},
 };
 
@@ -142,8 +142,16 @@ impl Dir {
 
     /// Creates the directory that the user named, with its parents, and opens it.
     pub(super) fn create(path: &Path) -> Result<Self> {
+        let missing: Vec<&Path> = path
+            .ancestors()
+            .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists())
+            .collect();
         std::fs::create_dir_all(path)
             .map_err(|error| Error::io("create directory", path, &error))?;
+        // A new name is durable when the directory that has it is.
+        for parent in missing.iter().filter_map(|dir| dir.parent()) {
+            Self::open(parent)?.sync()?;
+        }
         Self::open(path)
     }
 
@@ -191,7 +199,9 @@ impl Dir {
 
     fn open_at(&self, name: &str, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
         // O_NONBLOCK: opening a fifo that somebody left here must not hang.
-        let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        // O_LARGEFILE: 32-bit targets refuse to open layers of 2 GiB without it.
+        let flags =
+            flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_LARGEFILE;
         openat(&*self.fd, name, flags, mode)
     }
 
@@ -262,23 +272,33 @@ impl Dir {
 
     /// Whether `name` still is `file`.
     pub(super) fn names(&self, name: &str, file: &File) -> Result<bool> {
-        let here = match fstatat(&*self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::ENOENT) => return Ok(false),
-            Err(errno) => return Err(self.fail("read", name, errno)),
+        let read = |error: io::Error| Error::io("read", &self.at(name), &error);
+        let Some((here, _)) = self.file(name)? else {
+            return Ok(false);
         };
-        let meta = file
-            .metadata()
-            .map_err(|error| Error::io("read", &self.at(name), &error))?;
-        // The width of these fields differs between targets.
-        #[allow(
-            clippy::useless_conversion,
-            clippy::unnecessary_fallible_conversions,
-            reason = "32-bit targets have narrower fields"
-        )]
-        let same = u64::try_from(here.st_ino).is_ok_and(|ino| ino == meta.ino())
-            && u64::try_from(here.st_dev).is_ok_and(|dev| dev == meta.dev());
-        Ok(same)
+        let (here, there) = (
+            here.metadata().map_err(read)?,
+            file.metadata().map_err(read)?,
+        );
+        Ok((here.dev(), here.ino()) == (there.dev(), there.ino()))
+    }
+
+    /// Removes `name` unless somebody holds it. Only under the lock, and only while
+    /// the name is the locked file: else it may be a new one of somebody else.
+    /// `false`: it is held.
+    pub(super) fn unlink_stale(&self, name: &str) -> Result<bool> {
+        let Some((stale, _)) = self.file(name)? else {
+            return Ok(true);
+        };
+        match Locked::attempt(stale, &self.at(name))? {
+            Attempt::Busy => Ok(false),
+            Attempt::Got(held) => {
+                if self.names(name, held.file().map_err(|error| io_lock(&error))?)? {
+                    self.unlink(name)?;
+                }
+                Ok(true)
+            }
+        }
     }
 
     /// Makes a new file `name` that vanishes unless it is published. One that a
@@ -289,13 +309,10 @@ impl Dir {
             let file = match self.open_at(name, flags, Mode::from_bits_truncate(0o644)) {
                 Ok(fd) => File::from(fd),
                 Err(Errno::EEXIST) => {
-                    if let Some((stale, _)) = self.file(name)?
-                        && let Attempt::Busy = Locked::attempt(stale, &self.at(name))?
-                    {
-                        break;
+                    if self.unlink_stale(name)? {
+                        continue;
                     }
-                    self.unlink(name)?;
-                    continue;
+                    break;
                 }
                 Err(errno) => return Err(self.fail("create", name, errno)),
             };
@@ -401,4 +418,76 @@ impl Dir {
 
 fn io_lock(error: &io::Error) -> Error {
     Error::new(Kind::Internal, "cannot use a locked file").caused_by(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write};
+
+    use super::*;
+
+    fn dir() -> (tempfile::TempDir, Dir) {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let dir = Dir::create(&temporary.path().join("a/b")).expect("made");
+        (temporary, dir)
+    }
+
+    #[test]
+    fn a_temporary_is_exclusive_and_vanishes_unless_published() {
+        let (_temporary, dir) = dir();
+        let path = dir.path().join(".x");
+        let first = dir.temporary(".x").expect("free");
+        let error = dir.temporary(".x").expect_err("held");
+        assert_eq!(error.kind(), Kind::Unavailable);
+        drop(first);
+        assert!(!path.exists());
+        fs::write(&path, "left by a crash").expect("written");
+        let second = dir.temporary(".x").expect("taken over");
+        second
+            .file()
+            .expect("open")
+            .write_all(b"new")
+            .expect("written");
+        second.sync().expect("durable");
+        second.publish("x").expect("visible");
+        assert_eq!(fs::read(dir.path().join("x")).expect("there"), b"new");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn links_fifos_and_directories_are_no_files() {
+        let (_temporary, dir) = dir();
+        std::os::unix::fs::symlink("/etc/hostname", dir.path().join("link")).expect("linked");
+        fs::create_dir(dir.path().join("sub")).expect("made");
+        nix::unistd::mkfifo(&dir.path().join("fifo"), Mode::from_bits_truncate(0o600))
+            .expect("made");
+        for name in ["link", "sub", "fifo"] {
+            let error = dir.file(name).expect_err(name);
+            assert_eq!(error.kind(), Kind::InvalidContent, "{name}");
+            assert!(dir.read_write(name).is_err(), "{name}");
+            assert!(dir.temporary(name).is_err(), "{name}");
+        }
+        assert!(dir.child("link").is_err());
+        assert!(dir.ensure_child("link").is_err());
+        assert!(dir.file("none").expect("readable").is_none());
+        assert!(dir.child("none").expect("readable").is_none());
+    }
+
+    #[test]
+    fn the_lock_excludes_clones_too() {
+        let (_temporary, dir) = dir();
+        let held = dir.lock().expect("free");
+        let other = dir.clone();
+        let (done, waited) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let _lock = other.lock().expect("in the end");
+                done.send(Instant::now()).expect("somebody listens");
+            });
+            std::thread::sleep(Duration::from_millis(100));
+            let released = Instant::now();
+            drop(held);
+            assert!(waited.recv().expect("sent") >= released);
+        });
+    }
 }

@@ -217,8 +217,8 @@ pub(super) fn sweep(root: &Dir, now: SystemTime) -> Result<()> {
             .ok()
             .and_then(|changed| now.duration_since(changed).ok())
             .is_some_and(|age| age > ABANDONED);
-        if old && let Attempt::Got(_held) = Locked::attempt(file, work.path())? {
-            work.unlink(&name)?;
+        if old {
+            work.unlink_stale(&name)?;
         }
     }
     root.remove_empty(WORK);

@@ -31,6 +31,8 @@ use crate::{
 
 /// How often a blob that another process is writing is looked at.
 const WAIT: Duration = Duration::from_millis(250);
+/// A long wait speaks again after so many looks: 15 s.
+const SPEAK_AGAIN: u32 = 60;
 
 /// An opened image layout directory; cheap to clone.
 #[derive(Debug, Clone)]
@@ -302,10 +304,10 @@ impl Layout {
                 Claim::Ours(ingest) => return Ok(Some(*ingest)),
                 Claim::Present => return Ok(None),
                 Claim::Busy => {
-                    if waits == 0 {
+                    if waits.is_multiple_of(SPEAK_AGAIN) {
                         waiting();
                     }
-                    waits = waits.saturating_add(1);
+                    waits = waits.wrapping_add(1);
                     tokio::time::sleep(WAIT).await;
                 }
             }
