@@ -48,7 +48,9 @@ const BLOBS: &str = "blobs";
 /// A local store that was opened for reading, whichever form it has.
 #[derive(Debug)]
 pub enum Local {
+    /// `oci:DIR`
     Layout(Layout),
+    /// `oci-archive:FILE`
     Archive(Archive),
 }
 

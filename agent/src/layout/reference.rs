@@ -29,6 +29,7 @@ pub enum LayoutKind {
 pub enum Selector {
     /// A name: `1.27`, or a full one such as `docker.io/library/nginx:1.27`.
     Tag(String),
+    /// Of an entry, of a document below one, or of `index.json` itself.
     Digest(Digest),
 }
 
@@ -112,6 +113,7 @@ impl LayoutRef {
         &self.typed
     }
 
+    /// Directory or archive.
     pub fn kind(&self) -> LayoutKind {
         self.kind
     }
@@ -121,6 +123,7 @@ impl LayoutRef {
         &self.path
     }
 
+    /// The image that was named, if one was.
     pub fn selector(&self) -> Option<&Selector> {
         self.selector.as_ref()
     }

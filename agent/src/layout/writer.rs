@@ -20,8 +20,11 @@ use crate::{
 /// One image for an archive.
 #[derive(Debug, Clone, Copy)]
 pub struct Image<'a> {
+    /// What of it is stored.
     pub content: Content<'a>,
+    /// Where its configs and layers come from.
     pub source: &'a dyn Source,
+    /// What it is called in the archive.
     pub names: &'a Names,
     /// As the user typed it, for events.
     pub reference: &'a str,
@@ -37,6 +40,10 @@ enum Item<'a> {
 /// times and owners; blobs stream from their sources and are verified on the way.
 /// The file appears in one step when it is complete and durable; until then an
 /// older one stays as it is.
+///
+/// An index stays whole although blobs of other platforms are absent. skopeo reads
+/// such an archive on a host of a platform that is there, or with `--override-arch`;
+/// `ctr image import` likewise, or with `--platform`. Neither knows sha512.
 pub async fn write_archive(
     path: &Path,
     images: &[Image<'_>],
