@@ -8,6 +8,7 @@
 pub mod error;
 pub mod event;
 pub mod kind;
+pub mod layout;
 pub mod oci;
 pub mod redact;
 pub mod source;
