@@ -10,4 +10,5 @@ pub mod event;
 pub mod kind;
 pub mod oci;
 pub mod redact;
+pub mod registry;
 pub mod source;
