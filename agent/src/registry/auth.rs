@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{
     challenge::{self, Bearer, Challenge},
-    credentials::Credentials,
+    credentials::{Credentials, Found},
     docker_config::Login,
     endpoint::Endpoint,
     retry::{Budget, Policy},
@@ -373,9 +373,8 @@ impl Auth {
                 })?
         };
         let source = found.as_ref().map(|found| found.source.clone());
-        let login = found.as_ref().map(|found| &found.login);
         let made = self
-            .make(transport, subject, challenge, &key.scopes, login)
+            .make(transport, subject, challenge, &key.scopes, found.as_ref())
             .await
             .map_err(|error| Refused {
                 error,
@@ -406,9 +405,9 @@ impl Auth {
         subject: &Subject,
         challenge: &Challenge,
         scopes: &[String],
-        login: Option<&Login>,
+        found: Option<&Found>,
     ) -> Result<Option<(HeaderValue, Duration)>> {
-        match (challenge, login) {
+        match (challenge, found.map(|found| &found.login)) {
             (Challenge::Basic, Some(Login::Password { user, password })) => {
                 Ok(Some((token::basic(user, password)?, BASIC_LIFETIME)))
             }
@@ -417,10 +416,10 @@ impl Auth {
                 BASIC_LIFETIME,
             ))),
             (Challenge::Basic, None | Some(Login::Identity(_))) => Ok(None),
-            (Challenge::Bearer(bearer), login) => {
+            (Challenge::Bearer(bearer), _) => {
                 let mut budget = Budget::new(self.policy);
                 let token =
-                    token::fetch(transport, subject, bearer, scopes, login, &mut budget).await?;
+                    token::fetch(transport, subject, bearer, scopes, found, &mut budget).await?;
                 let header = token::header(&format!("Bearer {}", token.secret.reveal()))?;
                 Ok(Some((header, token.lifetime)))
             }

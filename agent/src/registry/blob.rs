@@ -9,6 +9,7 @@ use super::{
     body::BodyFault,
     failure::{self, Target},
     range::ContentRange,
+    said,
     transport::Answer,
 };
 use crate::{
@@ -34,8 +35,7 @@ pub(super) fn open(
     let size = descriptor.size;
     let length = answer.length();
     let is_html = descriptor.media_type.as_str().starts_with("text/html");
-    if failure::is_web_page(answer.header("content-type"), b"") && length != Some(size) && !is_html
-    {
+    if said::is_web_page(answer.header("content-type"), b"") && length != Some(size) && !is_html {
         return Err(failure::web_page(&target, &answer.url, b""));
     }
     let range = answer.header("content-range").map(ContentRange::parse);

@@ -11,6 +11,7 @@ use super::{
     body::{self, BodyFault},
     endpoint,
     retry::{self, Advice},
+    said::{MAX_SAID, Said, printable},
     transport::Answer,
 };
 use crate::{
@@ -18,9 +19,6 @@ use crate::{
     kind::Kind,
     oci::{Digest, Reference},
 };
-
-/// How much of a registry's own text is shown.
-const MAX_SAID: usize = 300;
 
 /// What a request is for.
 #[derive(Debug, Clone)]
@@ -430,11 +428,15 @@ fn absent(error: Error, target: &Target, said: &Said, who: &Who) -> Error {
 }
 
 /// The token server's refusal.
-pub(super) async fn token_refused(target: &Target, answer: Answer, with_login: bool) -> Error {
+pub(super) async fn token_refused(
+    target: &Target,
+    answer: Answer,
+    source: Option<Arc<str>>,
+) -> Error {
     let refusal = match answer.status() {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => true,
         // OAuth2 says it so of a refresh token that has ended (RFC 6749, 5.2).
-        StatusCode::BAD_REQUEST => with_login,
+        StatusCode::BAD_REQUEST => source.is_some(),
         _ => false,
     };
     if !refusal {
@@ -445,8 +447,14 @@ pub(super) async fn token_refused(target: &Target, answer: Answer, with_login: b
                 .with_kind(Kind::Unavailable),
         };
     }
-    let error = status(target, answer, &Who::default()).await;
-    error.with_kind(Kind::Unauthorized)
+    let who = Who {
+        source,
+        refused: None,
+    };
+    status(target, answer, &who)
+        .await
+        .with_kind(Kind::Unauthorized)
+        .hint("the token server refuses the stored credentials; log in again")
 }
 
 /// A web page where content was expected: a captive portal, a login page of a proxy,
@@ -473,101 +481,58 @@ fn page_hint(title: &str) -> String {
     )
 }
 
-/// Whether it is HTML. Manifests and tokens are JSON, so a first `<` is enough.
-pub(super) fn is_web_page(content_type: Option<&str>, bytes: &[u8]) -> bool {
-    content_type.is_some_and(|text| {
-        let text = text.trim_start();
-        text.get(..9)
-            .is_some_and(|start| start.eq_ignore_ascii_case("text/html"))
-    }) || bytes.trim_ascii_start().first() == Some(&b'<')
-}
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::UnixTime;
 
-/// What the body of a refusal says, made fit to print.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Said {
-    /// The registry's error code, e.g. `NAME_UNKNOWN`.
-    pub(super) code: Option<String>,
-    pub(super) text: Option<String>,
-    /// The title, if it is a web page.
-    pub(super) title: Option<String>,
-}
+    use super::*;
 
-#[derive(serde::Deserialize, Default)]
-#[serde(default)]
-struct RawErrors {
-    errors: Option<Vec<RawError>>,
-    // Token servers have forms of their own.
-    message: Option<serde_json::Value>,
-    details: Option<serde_json::Value>,
-    error_description: Option<serde_json::Value>,
-    error: Option<serde_json::Value>,
-}
-
-#[derive(serde::Deserialize, Default)]
-#[serde(default)]
-struct RawError {
-    code: Option<serde_json::Value>,
-    message: Option<serde_json::Value>,
-}
-
-impl Said {
-    pub(super) fn parse(bytes: &[u8]) -> Self {
-        let nonempty = |text: String| (!text.is_empty()).then_some(text);
-        let text_of = |value: serde_json::Value| match value {
-            serde_json::Value::String(text) => nonempty(printable(&text, MAX_SAID)),
-            _ => None,
-        };
-        if let Ok(raw) = serde_json::from_slice::<RawErrors>(bytes) {
-            let first = raw.errors.and_then(|errors| errors.into_iter().next());
-            let (code, message) = first.map_or((None, None), |first| {
-                (
-                    first.code.and_then(text_of),
-                    first.message.and_then(text_of),
-                )
-            });
-            let text = message.or_else(|| {
-                [raw.message, raw.details, raw.error_description, raw.error]
-                    .into_iter()
-                    .flatten()
-                    .find_map(text_of)
-            });
-            return Self {
-                text: text.or_else(|| code.clone()),
-                code,
-                title: None,
-            };
-        }
-        let text = String::from_utf8_lossy(bytes);
-        if is_web_page(None, bytes) {
-            return Self {
-                title: title(&text).and_then(|title| nonempty(printable(title, 120))),
-                ..Self::default()
-            };
-        }
-        let line = text.lines().find(|line| !line.trim().is_empty());
-        Self {
-            text: line.and_then(|line| nonempty(printable(line.trim(), MAX_SAID))),
-            ..Self::default()
-        }
+    fn base() -> Error {
+        Error::new(Kind::Unavailable, "cannot fetch")
     }
-}
 
-/// The text between `<title>` and the next tag. ASCII case folding keeps the offsets.
-fn title(page: &str) -> Option<&str> {
-    let folded = page.to_ascii_lowercase();
-    let open = folded.find("<title")?;
-    let start = folded.get(open..)?.find('>')? + open + 1;
-    let rest = page.get(start..)?;
-    rest.split('<').next().map(str::trim)
-}
+    #[test]
+    fn certificate_dates_name_both_clocks() {
+        let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        for (fault, dates) in [
+            (
+                CertificateError::NotValidYetContext {
+                    time: at(0),
+                    not_before: at(1_700_000_000),
+                },
+                ["1970-01-01T00:00:00Z", "2023-11-14T22:13:20Z"],
+            ),
+            (
+                CertificateError::ExpiredContext {
+                    time: at(1_700_000_000),
+                    not_after: at(1_600_000_000),
+                },
+                ["2023-11-14T22:13:20Z", "2020-09-13T12:26:40Z"],
+            ),
+        ] {
+            let error = certificate(
+                base(),
+                "r.example",
+                &rustls::Error::InvalidCertificate(fault),
+            );
+            let causes = error.causes().concat();
+            assert!(dates.iter().all(|date| causes.contains(date)), "{causes}");
+            assert!(error.hint_text().expect("a hint").contains("clock"));
+            assert!(error.is_retryable(), "the clock may be set later");
+        }
+        let huge = CertificateError::ExpiredContext {
+            time: at(u64::MAX),
+            not_after: at(0),
+        };
+        let error = certificate(base(), "r", &rustls::Error::InvalidCertificate(huge));
+        assert!(error.causes().concat().contains("an unknown date"));
+    }
 
-/// Foreign text for a terminal: no control characters, none that reorder or hide
-/// what follows, and not too long.
-pub(super) fn printable(text: &str, max: usize) -> String {
-    let hidden = |c: char| matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e0fff}');
-    text.chars()
-        .map(|c| if c.is_whitespace() { ' ' } else { c })
-        .filter(|c| !c.is_control() && !hidden(*c))
-        .take(max)
-        .collect()
+    #[test]
+    fn an_unknown_issuer_is_final() {
+        let fault = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let error = certificate(base(), "r.example", &fault);
+        assert!(error.hint_text().expect("a hint").contains("private CA"));
+        assert!(!error.is_retryable());
+    }
 }

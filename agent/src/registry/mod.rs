@@ -20,6 +20,7 @@ mod hosts;
 mod range;
 mod repo;
 mod retry;
+mod said;
 mod tls;
 mod token;
 mod transport;
@@ -63,6 +64,6 @@ pub mod fuzzing {
 
     /// Reads the body of a failed request.
     pub fn error_body(bytes: &[u8]) {
-        drop(super::failure::Said::parse(bytes));
+        drop(super::said::Said::parse(bytes));
     }
 }

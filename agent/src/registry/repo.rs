@@ -15,6 +15,7 @@ use super::{
     endpoint::{Capabilities, Endpoint},
     failure::{self, Target},
     retry::Budget,
+    said,
     transport::{Answer, Ask},
 };
 use crate::{
@@ -285,7 +286,7 @@ impl At<'_> {
                     .and_then(|text| Digest::parse(text.trim()).ok()),
             };
             match body::read(&mut answer.response, MAX_MANIFEST, SMALL_BODY_TIME).await {
-                Ok(bytes) if failure::is_web_page(headers.content_type.as_deref(), &bytes) => {
+                Ok(bytes) if said::is_web_page(headers.content_type.as_deref(), &bytes) => {
                     return Err(failure::web_page(&ask.target, &answer.url, &bytes));
                 }
                 Ok(bytes) => return Ok((bytes, headers)),

@@ -5,7 +5,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::{StatusCode, header::HeaderMap};
@@ -25,6 +25,8 @@ pub struct Policy {
 const TRIES: u32 = 3;
 const BASE: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A try may itself take a minute to time out; after this there is no other.
+const LONGEST: Duration = Duration::from_secs(90);
 
 impl Default for Policy {
     fn default() -> Self {
@@ -55,6 +57,7 @@ pub(super) struct Budget {
     retries: u32,
     quick: u32,
     waited: Duration,
+    started: Instant,
 }
 
 impl Budget {
@@ -64,11 +67,15 @@ impl Budget {
             retries: 0,
             quick: 0,
             waited: Duration::ZERO,
+            started: Instant::now(),
         }
     }
 
     /// The wait before the next try, or nothing if this was the last.
     pub(super) fn grant(&mut self, advice: Advice) -> Option<Duration> {
+        if self.started.elapsed() >= LONGEST {
+            return None;
+        }
         self.grant_with(advice, RandomState::new().hash_one(self.retries))
     }
 

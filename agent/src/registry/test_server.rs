@@ -70,7 +70,7 @@ impl Reply {
         self
     }
 
-    pub(super) fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub(super) fn with(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
     }
@@ -195,12 +195,13 @@ async fn answer(stream: &mut TcpStream, request: &Received, reply: &Reply) -> Op
         .iter()
         .any(|(name, _)| name == "content-length");
     for (name, value) in &reply.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([name, ": ", value, "\r\n"]);
     }
     if reply.unframed {
         head.push_str("connection: close\r\n");
     } else if !own_length {
-        head.push_str(&format!("content-length: {}\r\n", reply.body.len()));
+        let length = reply.body.len().to_string();
+        head.extend(["content-length: ", &length, "\r\n"]);
     }
     head.push_str("\r\n");
     stream.write_all(head.as_bytes()).await.ok()?;

@@ -9,10 +9,12 @@ use super::{
     auth::Subject,
     body::{self, SMALL_BODY_TIME},
     challenge::Bearer,
+    credentials::Found,
     docker_config::Login,
     endpoint,
     failure::{self, Target, What},
     retry::Budget,
+    said,
     transport::{Ask, Transport},
 };
 use crate::{
@@ -79,7 +81,7 @@ pub(super) async fn fetch(
     subject: &Subject,
     bearer: &Bearer,
     scopes: &[String],
-    login: Option<&Login>,
+    found: Option<&Found>,
     budget: &mut Budget,
 ) -> Result<Token> {
     let target = Target {
@@ -88,6 +90,7 @@ pub(super) async fn fetch(
             repository: subject.path.clone(),
         },
     };
+    let login = found.map(|found| &found.login);
     let mut url = realm(&target, subject, &bearer.realm, login.is_some())?;
     let mut authorization = None;
     let mut form = None;
@@ -122,10 +125,15 @@ pub(super) async fn fetch(
     loop {
         let mut answer = transport.send(&ask, authorization.as_ref(), budget).await?;
         if !answer.status().is_success() {
-            return Err(failure::token_refused(&ask.target, answer, login.is_some()).await);
+            return Err(failure::token_refused(
+                &ask.target,
+                answer,
+                found.map(|found| found.source.clone()),
+            )
+            .await);
         }
         match body::read(&mut answer.response, MAX_ANSWER, SMALL_BODY_TIME).await {
-            Ok(bytes) if failure::is_web_page(answer.header("content-type"), &bytes) => {
+            Ok(bytes) if said::is_web_page(answer.header("content-type"), &bytes) => {
                 return Err(failure::web_page(&ask.target, &answer.url, &bytes));
             }
             Ok(bytes) => {

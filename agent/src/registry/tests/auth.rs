@@ -105,7 +105,7 @@ async fn an_expired_token_is_renewed_before_it_is_refused() {
     let client = client(quick());
     let repo = repo(&client, &server, ":1");
     repo.get().await.expect("fetched");
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     repo.get().await.expect("fetched");
     assert_eq!((client.requests(), client.auth_requests()), (3, 2));
 }

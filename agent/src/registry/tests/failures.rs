@@ -173,7 +173,7 @@ async fn redirects_are_bounded() {
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(!error.is_retryable());
     assert_eq!(client.requests(), 11);
-    for location in ["ftp://127.0.0.1/x", "http://", "\u{7f}"] {
+    for location in ["ftp://127.0.0.1/x", "http://", "http://[::1"] {
         let (error, requests) = failed(Reply::new(302).with("location", location)).await;
         assert_eq!(error.kind(), Kind::Unavailable, "{location}");
         assert_eq!(requests, 1, "{location}");
@@ -236,4 +236,25 @@ async fn without_certificates_only_https_fails() {
         .await
         .expect_err("no roots");
     assert_eq!(error.kind(), Kind::Config);
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_looked_up_is_told_as_such() {
+    // Longer than a label may be, so the resolver refuses it without asking anybody.
+    let reference = Reference::parse(&format!("{}.example/a:1", "x".repeat(70))).expect("valid");
+    let client = client(Settings {
+        plain_http: true,
+        ..quick()
+    });
+    let error = client
+        .repository(&reference)
+        .get()
+        .await
+        .expect_err("no name");
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(
+        error.causes().concat().contains("cannot be resolved"),
+        "{error:?}"
+    );
+    assert_eq!(client.requests(), 2);
 }

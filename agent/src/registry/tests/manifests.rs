@@ -162,7 +162,7 @@ async fn a_child_is_what_its_parent_says() {
     child.digest = Digest::of(b"other");
     let error = repo.document(&child).await.expect_err("another digest");
     assert_eq!(error.kind(), Kind::InvalidContent);
-    assert_eq!(error.hint_text().is_some(), true);
+    assert!(error.hint_text().is_some());
 }
 
 #[tokio::test]
