@@ -156,8 +156,10 @@ pub(super) async fn fetch(
 /// The address of the token server, if it may be asked.
 fn realm(target: &Target, subject: &Subject, realm: &str, with_login: bool) -> Result<Url> {
     let refuse = |why: String| {
-        Error::new(Kind::Unauthorized, why)
-            .registry(&target.registry)
+        // Not `unauthorized`, which would be tried again anonymously: somebody has
+        // credentials for this registry, and must learn why they are not used.
+        failure::unusable(target, why)
+            .retry(false)
             .hint("the registry, or a proxy before it, is set up wrongly; edgepull sends credentials over https only")
     };
     let url = Url::parse(realm)

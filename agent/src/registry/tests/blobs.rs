@@ -249,3 +249,12 @@ async fn a_foreign_layer_is_fetched_from_its_own_address() {
     assert_eq!(fetch(&repo, &descriptor, 0).await.expect("all"), CONTENT);
     assert_eq!(elsewhere.seen().len(), 1);
 }
+
+#[tokio::test]
+async fn a_web_page_is_no_blob_unless_it_is_one() {
+    let page = |body: &[u8]| Reply::new(200).with("content-type", "text/html").body(body);
+    let error = outcome(page(b"<html>"), 0).await.expect_err("a portal");
+    assert_eq!(error.kind(), Kind::Unavailable);
+    // Some storages call everything so.
+    assert_eq!(outcome(page(CONTENT), 0).await.expect("all"), CONTENT);
+}

@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod failures;
 mod manifests;
+mod tls;
 
 use std::time::Duration;
 
