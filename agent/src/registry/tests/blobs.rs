@@ -138,7 +138,9 @@ async fn a_short_body_is_unavailable_and_says_how_far_it_came() {
 #[tokio::test]
 async fn a_stalled_body_is_a_timeout() {
     let reply = Reply::new(200).body(CONTENT).after(3, Then::Stall);
-    let error = outcome(reply, 0).await.expect_err("stalled");
+    let server = TestServer::start(move |_| reply.clone()).await;
+    let repo = repo(&client(impatient()), &server, ":1");
+    let error = fetch(&repo, &layer(CONTENT), 0).await.expect_err("stalled");
     assert_eq!(error.kind(), Kind::Timeout);
     assert!(error.is_retryable());
 }

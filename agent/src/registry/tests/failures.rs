@@ -96,7 +96,7 @@ async fn blips_are_bridged() {
             }
         })
         .await;
-        let client = client(quick());
+        let client = client(impatient());
         let document = repo(&client, &server, ":1").get().await;
         assert!(document.is_ok(), "{shown}");
         assert_eq!(client.requests(), 3, "{shown}");
@@ -129,9 +129,14 @@ async fn a_truncated_document_is_unavailable() {
 
 #[tokio::test]
 async fn silence_is_a_timeout() {
-    let (error, requests) = failed(manifest().after(0, Then::Stall)).await;
+    let server = TestServer::start(|_| manifest().after(0, Then::Stall)).await;
+    let client = client(impatient());
+    let error = repo(&client, &server, ":1")
+        .get()
+        .await
+        .expect_err("silent");
     assert_eq!(error.kind(), Kind::Timeout);
-    assert_eq!(requests, 3);
+    assert_eq!(client.requests(), 3);
 }
 
 #[tokio::test]
@@ -184,10 +189,9 @@ async fn redirects_are_bounded() {
 
 #[tokio::test]
 async fn nobody_listening_is_told_after_one_more_try() {
-    let server = TestServer::start(|_| manifest()).await;
-    let authority = server.authority();
-    drop(server);
-    tokio::task::yield_now().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let authority = listener.local_addr().expect("bound").to_string();
+    drop(listener);
     let reference = Reference::parse(&format!("{authority}/a:1")).expect("a reference");
     let client = client(quick());
     let error = client
