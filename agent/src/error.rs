@@ -4,7 +4,7 @@
 //! stop and without its cause; causes are a list of their own, and so is the
 //! hint. Context (reference, registry, platform) is added where it is known.
 
-use std::{fmt, io};
+use std::{fmt, io, time::Duration};
 
 use serde::Serialize;
 
@@ -33,6 +33,9 @@ struct Detail {
     offered: Vec<String>,
     hint: Option<String>,
     retryable: bool,
+    /// The far side's own word; a scheduler uses it, the report has it in the hint.
+    #[serde(skip)]
+    retry_after: Option<Duration>,
 }
 
 macro_rules! context {
@@ -61,6 +64,7 @@ impl Error {
             offered: Vec::new(),
             hint: None,
             retryable: kind.retryable(),
+            retry_after: None,
         }))
     }
 
@@ -128,6 +132,17 @@ impl Error {
     pub fn retry(mut self, retryable: bool) -> Self {
         self.0.retryable = retryable;
         self
+    }
+
+    /// Not before this long from now, as the far side asked.
+    pub fn after(mut self, wait: Option<Duration>) -> Self {
+        self.0.retry_after = wait;
+        self
+    }
+
+    /// How long the far side asked to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
     }
 
     pub fn kind(&self) -> Kind {

@@ -11,4 +11,5 @@ pub mod kind;
 pub mod layout;
 pub mod oci;
 pub mod redact;
+pub mod registry;
 pub mod source;

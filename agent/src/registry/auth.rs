@@ -1,0 +1,465 @@
+//! Who asks: anonymously, with Basic, or with a bearer token.
+//!
+//! The first request to a repository is anonymous; what the registry then demands is
+//! remembered, so that each later request needs no refusal first. Grants belong to the
+//! origin that demanded them and never leave it (`transport`).
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use reqwest::header::{HeaderValue, WWW_AUTHENTICATE};
+use tokio::time::Instant;
+
+use super::{
+    challenge::{self, Bearer, Challenge},
+    credentials::{Credentials, Found},
+    docker_config::Login,
+    endpoint::Endpoint,
+    retry::{Budget, Policy},
+    token,
+    transport::{Answer, Ask, Transport},
+};
+use crate::{
+    error::{Error, Result},
+    kind::Kind,
+    oci::Repository,
+};
+
+/// Repositories remembered; beyond it everything is forgotten and asked for anew.
+const MAX_REMEMBERED: usize = 1024;
+/// Basic credentials are looked up again after this, as files and helpers change.
+const BASIC_LIFETIME: Duration = Duration::from_secs(10 * 60);
+/// Each way to a better answer is tried once; this only guards against a mistake here.
+const MAX_ROUNDS: u32 = 8;
+
+/// The repository that is asked, and the server that is asked for it.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    pub(super) domain: Arc<str>,
+    pub(super) path: Arc<str>,
+    pub(super) origin: String,
+    pub(super) plain_http: bool,
+    pub(super) host: Option<String>,
+}
+
+impl Subject {
+    pub(super) fn new(repository: &Repository, endpoint: &Endpoint) -> Self {
+        Self {
+            domain: repository.domain().into(),
+            path: repository.path().into(),
+            origin: endpoint.origin(),
+            plain_http: endpoint.is_plain_http(),
+            host: endpoint.host().map(str::to_owned),
+        }
+    }
+
+    fn scope(&self) -> String {
+        format!("repository:{}:pull", self.path)
+    }
+
+    /// Our own scope and the challenge's, each once, in a stable order.
+    fn scopes(&self, bearer: &Bearer) -> Vec<String> {
+        let mut scopes = vec![self.scope()];
+        let theirs = bearer.scope.as_deref().unwrap_or_default();
+        scopes.extend(theirs.split_ascii_whitespace().map(str::to_owned));
+        scopes.sort();
+        scopes.dedup();
+        scopes
+    }
+}
+
+/// In whose name a request went out.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Who {
+    /// The source of the credentials that were presented, if any were.
+    pub(super) source: Option<Arc<str>>,
+    /// The source of credentials that were presented before, and refused.
+    pub(super) refused: Option<Arc<str>>,
+}
+
+/// What may be presented.
+#[derive(Debug, Clone)]
+struct Access {
+    header: HeaderValue,
+    source: Option<Arc<str>>,
+    /// Made for this request, so that making another would not help.
+    fresh: bool,
+}
+
+struct Grant {
+    access: Access,
+    until: Instant,
+}
+
+/// What a server demanded for a repository.
+#[derive(Clone)]
+struct Known {
+    challenge: Challenge,
+    /// The stored credentials were refused, and nobody's were accepted.
+    anonymous: bool,
+}
+
+#[derive(PartialEq, Eq, Hash, Clone)]
+struct GrantKey {
+    realm: String,
+    service: Option<String>,
+    scopes: Vec<String>,
+    anonymous: bool,
+}
+
+type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
+
+/// The grants of one client.
+pub(super) struct Auth {
+    credentials: Credentials,
+    policy: Policy,
+    known: Mutex<HashMap<(String, Arc<str>), Known>>,
+    /// A slot is locked while its grant is being fetched, so that ten blobs that start
+    /// together cost one token.
+    slots: Mutex<HashMap<GrantKey, Slot>>,
+}
+
+/// What was tried for one request.
+#[derive(Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one way that is tried once, in any order"
+)]
+struct Round {
+    asked: bool,
+    renewed: bool,
+    fresh_redirect: bool,
+    anonymous: bool,
+    refused: Option<Arc<str>>,
+}
+
+enum Step {
+    Again(Option<Access>),
+    GiveUp,
+}
+
+/// A grant that could not be had, and whose credentials were used for it.
+struct Refused {
+    error: Error,
+    source: Option<Arc<str>>,
+}
+
+impl Auth {
+    pub(super) fn new(credentials: Credentials, policy: Policy) -> Self {
+        Self {
+            credentials,
+            policy,
+            known: Mutex::default(),
+            slots: Mutex::default(),
+        }
+    }
+
+    /// Sends the request in the best name there is. The answer is the registry's last
+    /// word; it may still be a refusal.
+    pub(super) async fn send(
+        &self,
+        transport: &Transport,
+        subject: &Subject,
+        ask: &Ask,
+        budget: &mut Budget,
+    ) -> Result<(Answer, Who)> {
+        let mut round = Round::default();
+        let mut access = self.ready(transport, subject, &mut round).await?;
+        for turn in 0.. {
+            let header = access.as_ref().map(|access| &access.header);
+            let answer = transport.send(ask, header, budget).await?;
+            let status = answer.status().as_u16();
+            let who = Who {
+                source: access.as_ref().and_then(|access| access.source.clone()),
+                refused: round.refused.clone(),
+            };
+            if turn >= MAX_ROUNDS {
+                return Ok((answer, who));
+            }
+            if answer.elsewhere {
+                // A signed address may be stale (from a cache on the way): the
+                // registry gives a fresh one, once.
+                if matches!(status, 400 | 401 | 403 | 410) && !round.fresh_redirect {
+                    round.fresh_redirect = true;
+                    continue;
+                }
+                return Ok((answer, who));
+            }
+            if !matches!(status, 401 | 403) {
+                if answer.status().is_success()
+                    && let Some(source) = &round.refused
+                {
+                    tracing::warn!(registry = %subject.domain, source = %source, "stored credentials were refused, an anonymous request was accepted; renew or remove them");
+                    self.remember_anonymous(subject);
+                }
+                return Ok((answer, who));
+            }
+            match self
+                .next(transport, subject, &answer, access.take(), &mut round)
+                .await?
+            {
+                Step::Again(next) => access = next,
+                Step::GiveUp => {
+                    let who = Who {
+                        refused: round.refused,
+                        ..who
+                    };
+                    return Ok((answer, who));
+                }
+            }
+        }
+        Err(Error::new(
+            Kind::Internal,
+            "the requests of a pull never end",
+        ))
+    }
+
+    /// What can be presented from the start. A refusal here is no end: the registry's
+    /// answer to an anonymous request says what it wants now.
+    async fn ready(
+        &self,
+        transport: &Transport,
+        subject: &Subject,
+        round: &mut Round,
+    ) -> Result<Option<Access>> {
+        let Some(known) = self.known(subject) else {
+            return Ok(None);
+        };
+        round.anonymous = known.anonymous;
+        match self
+            .grant(transport, subject, &known.challenge, known.anonymous, None)
+            .await
+        {
+            Ok(access) => Ok(access),
+            Err(refused) if refused.error.kind() == Kind::Unauthorized => Ok(None),
+            Err(refused) => Err(refused.error),
+        }
+    }
+
+    /// What to present after a 401 or 403.
+    async fn next(
+        &self,
+        transport: &Transport,
+        subject: &Subject,
+        answer: &Answer,
+        used: Option<Access>,
+        round: &mut Round,
+    ) -> Result<Step> {
+        let lines = answer.headers().get_all(WWW_AUTHENTICATE);
+        let challenges = challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()));
+        let challenge = challenges.into_iter().next();
+        if answer.status().as_u16() == 401 {
+            let Some(challenge) = &challenge else {
+                return Ok(Step::GiveUp);
+            };
+            self.remember(subject, challenge, round.anonymous);
+            let stale = match &used {
+                None if !round.asked => {
+                    round.asked = true;
+                    Some(None)
+                }
+                Some(used) if !used.fresh && !round.renewed => {
+                    round.renewed = true;
+                    Some(Some(used.header.clone()))
+                }
+                _ => None,
+            };
+            if let Some(stale) = stale {
+                return self
+                    .obtain(transport, subject, challenge, stale.as_ref(), round)
+                    .await;
+            }
+        }
+        // A refusal of who asked. Old credentials must not lock anybody out of what is
+        // public.
+        let Some(source) = used.and_then(|used| used.source) else {
+            return Ok(Step::GiveUp);
+        };
+        if round.anonymous {
+            return Ok(Step::GiveUp);
+        }
+        round.anonymous = true;
+        round.asked = true;
+        round.refused = Some(source);
+        match challenge.or_else(|| self.known(subject).map(|known| known.challenge)) {
+            Some(challenge @ Challenge::Bearer(_)) => {
+                self.obtain(transport, subject, &challenge, None, round)
+                    .await
+            }
+            Some(Challenge::Basic) | None => Ok(Step::Again(None)),
+        }
+    }
+
+    /// A grant; if the token server refuses the stored credentials, nobody's.
+    async fn obtain(
+        &self,
+        transport: &Transport,
+        subject: &Subject,
+        challenge: &Challenge,
+        stale: Option<&HeaderValue>,
+        round: &mut Round,
+    ) -> Result<Step> {
+        let first = self
+            .grant(transport, subject, challenge, round.anonymous, stale)
+            .await;
+        let outcome = match first {
+            Err(Refused {
+                error,
+                source: Some(source),
+            }) if error.kind() == Kind::Unauthorized && !round.anonymous => {
+                round.anonymous = true;
+                round.refused = Some(source);
+                self.grant(transport, subject, challenge, true, None).await
+            }
+            other => other,
+        };
+        match outcome {
+            Ok(Some(access)) => Ok(Step::Again(Some(access))),
+            Ok(None) => Ok(Step::GiveUp),
+            Err(Refused { error, .. }) => Err(match &round.refused {
+                Some(source) if error.kind() == Kind::Unauthorized => error.because(format_args!(
+                    "the credentials from {source} were refused as well"
+                )),
+                _ => error,
+            }),
+        }
+    }
+
+    /// A cached grant, or a new one. `stale` is one that was just refused. `None`: the
+    /// registry wants Basic, and there is no login.
+    async fn grant(
+        &self,
+        transport: &Transport,
+        subject: &Subject,
+        challenge: &Challenge,
+        anonymous: bool,
+        stale: Option<&HeaderValue>,
+    ) -> Result<Option<Access>, Refused> {
+        let key = match challenge {
+            Challenge::Basic => GrantKey {
+                realm: subject.origin.clone(),
+                service: None,
+                scopes: vec![subject.scope()],
+                anonymous,
+            },
+            Challenge::Bearer(bearer) => GrantKey {
+                realm: bearer.realm.clone(),
+                service: bearer.service.clone(),
+                scopes: subject.scopes(bearer),
+                anonymous,
+            },
+        };
+        let slot = self.slot(&key);
+        let mut slot = slot.lock().await;
+        if let Some(grant) = &*slot
+            && Instant::now() < grant.until
+            && stale != Some(&grant.access.header)
+        {
+            return Ok(Some(grant.access.clone()));
+        }
+        *slot = None;
+        let found = if anonymous {
+            None
+        } else {
+            self.credentials
+                .lookup(&subject.domain, &subject.path)
+                .await
+                .map_err(|error| Refused {
+                    error: error.registry(&subject.domain),
+                    source: None,
+                })?
+        };
+        let source = found.as_ref().map(|found| found.source.clone());
+        let made = self
+            .make(transport, subject, challenge, &key.scopes, found.as_ref())
+            .await
+            .map_err(|error| Refused {
+                error,
+                source: source.clone(),
+            })?;
+        let Some((header, lifetime)) = made else {
+            return Ok(None);
+        };
+        let access = Access {
+            header,
+            source,
+            fresh: true,
+        };
+        *slot = Some(Grant {
+            access: Access {
+                fresh: false,
+                ..access.clone()
+            },
+            // Renewed a little before its end, so that it does not end on the way.
+            until: Instant::now() + lifetime.mul_f32(0.9),
+        });
+        Ok(Some(access))
+    }
+
+    async fn make(
+        &self,
+        transport: &Transport,
+        subject: &Subject,
+        challenge: &Challenge,
+        scopes: &[String],
+        found: Option<&Found>,
+    ) -> Result<Option<(HeaderValue, Duration)>> {
+        match (challenge, found.map(|found| &found.login)) {
+            (Challenge::Basic, Some(Login::Password { user, password })) => {
+                Ok(Some((token::basic(user, password)?, BASIC_LIFETIME)))
+            }
+            (_, Some(Login::Registry(secret))) => Ok(Some((
+                token::header(&format!("Bearer {}", secret.reveal()))?,
+                BASIC_LIFETIME,
+            ))),
+            (Challenge::Basic, None | Some(Login::Identity(_))) => Ok(None),
+            (Challenge::Bearer(bearer), _) => {
+                let mut budget = Budget::new(self.policy);
+                let token =
+                    token::fetch(transport, subject, bearer, scopes, found, &mut budget).await?;
+                let header = token::header(&format!("Bearer {}", token.secret.reveal()))?;
+                Ok(Some((header, token.lifetime)))
+            }
+        }
+    }
+
+    fn known(&self, subject: &Subject) -> Option<Known> {
+        let key = (subject.origin.clone(), subject.path.clone());
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&key).cloned()
+    }
+
+    fn remember(&self, subject: &Subject, challenge: &Challenge, anonymous: bool) {
+        let key = (subject.origin.clone(), subject.path.clone());
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_REMEMBERED {
+            known.clear();
+        }
+        known.insert(
+            key,
+            Known {
+                challenge: challenge.clone(),
+                anonymous,
+            },
+        );
+    }
+
+    fn remember_anonymous(&self, subject: &Subject) {
+        let key = (subject.origin.clone(), subject.path.clone());
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(&key) {
+            known.anonymous = true;
+        }
+    }
+
+    fn slot(&self, key: &GrantKey) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= MAX_REMEMBERED {
+            slots.clear();
+        }
+        slots.entry(key.clone()).or_default().clone()
+    }
+}

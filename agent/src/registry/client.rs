@@ -1,0 +1,106 @@
+//! The client: settings, connections and grants, shared by all repositories.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use super::{
+    auth::Auth, credentials::Credentials, hosts, repo::Repo, retry::Policy, transport::Transport,
+};
+use crate::{error::Result, oci::Reference};
+
+/// Long enough for a satellite link, short enough to try another host.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Caches that fetch or build on demand may be silent for a while.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const USER_AGENT: &str = concat!("edgepull/", env!("CARGO_PKG_VERSION"));
+
+/// How registries are talked to.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Plain http for every registry (`--plain-http`).
+    pub plain_http: bool,
+    /// Who asks.
+    pub credentials: Credentials,
+    /// For name lookup, connection and TLS handshake together.
+    pub connect_timeout: Duration,
+    /// For each read: the first byte of an answer, and each later silence.
+    pub read_timeout: Duration,
+    /// What the registry's operators see.
+    pub user_agent: String,
+    /// Whether `https_proxy`, `http_proxy` and `no_proxy` count.
+    pub system_proxy: bool,
+    /// How blips are bridged.
+    pub retry: Policy,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            plain_http: false,
+            credentials: Credentials::none(),
+            connect_timeout: CONNECT_TIMEOUT,
+            read_timeout: READ_TIMEOUT,
+            user_agent: USER_AGENT.to_owned(),
+            system_proxy: true,
+            retry: Policy::default(),
+        }
+    }
+}
+
+/// A registry client; cloning it shares connections, tokens and counters.
+#[derive(Clone)]
+pub struct Client {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) plain_http: bool,
+    pub(super) retry: Policy,
+    pub(super) transport: Transport,
+    pub(super) auth: Auth,
+}
+
+impl Client {
+    /// Reads the host's certificate store; connects to nobody yet.
+    pub fn new(settings: Settings) -> Result<Self> {
+        let transport = Transport::new(&settings)?;
+        Ok(Self::with_transport(settings, transport))
+    }
+
+    pub(super) fn with_transport(settings: Settings, transport: Transport) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                plain_http: settings.plain_http,
+                retry: settings.retry,
+                transport,
+                auth: Auth::new(settings.credentials, settings.retry),
+            }),
+        }
+    }
+
+    /// Every HTTP request sent so far, redirects and retries included, except those to
+    /// token servers.
+    pub fn requests(&self) -> u64 {
+        self.shared.transport.requests()
+    }
+
+    /// The requests to token servers.
+    pub fn auth_requests(&self) -> u64 {
+        self.shared.transport.auth_requests()
+    }
+
+    /// The repository of `reference`, to be asked for it and for what it points to.
+    pub fn repository(&self, reference: &Reference) -> Repo {
+        let domain = reference.repository().domain();
+        let endpoints = hosts::endpoints(domain, self.shared.plain_http);
+        Repo::new(self.clone(), reference.clone(), endpoints)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("plain_http", &self.shared.plain_http)
+            .field("requests", &self.requests())
+            .finish_non_exhaustive()
+    }
+}

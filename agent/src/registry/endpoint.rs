@@ -1,0 +1,151 @@
+//! One server that answers for a registry.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use reqwest::Url;
+
+use crate::{
+    error::{Error, Result},
+    kind::Kind,
+};
+
+/// Where the distribution API starts on an ordinary registry.
+const API_ROOT: &str = "/v2";
+
+/// What a server is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// It may say which digest a tag has.
+    pub resolve: bool,
+    /// It may deliver content by digest.
+    pub pull: bool,
+}
+
+impl Capabilities {
+    /// The registry itself.
+    pub const ALL: Self = Self {
+        resolve: true,
+        pull: true,
+    };
+}
+
+/// A server for the repositories of one registry: scheme, host, port, path prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Scheme, host and port, with the path `/`.
+    base: Url,
+    prefix: String,
+    capabilities: Capabilities,
+}
+
+impl Endpoint {
+    /// A registry at `authority` (`host`, `host:port`, `[v6]:port`).
+    pub fn registry(scheme: &str, authority: &str) -> Result<Self> {
+        let base = Url::parse(&format!("{scheme}://{authority}/"))
+            .ok()
+            .filter(|url| url.host_str().is_some_and(|host| !host.is_empty()))
+            .ok_or_else(|| {
+                Error::new(
+                    Kind::InvalidReference,
+                    format_args!("`{authority}` is no registry host"),
+                )
+            })?;
+        Ok(Self {
+            base,
+            prefix: API_ROOT.to_owned(),
+            capabilities: Capabilities::ALL,
+        })
+    }
+
+    /// What this server may be asked for.
+    pub fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    /// Host and port as they are shown: `registry-1.docker.io`, `[fd00::1]:5000`.
+    pub fn authority(&self) -> String {
+        authority(&self.base)
+    }
+
+    /// The address of a manifest (by tag or digest) or a blob.
+    pub(super) fn url(&self, repository: &str, collection: &str, name: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}/{repository}/{collection}/{name}", self.prefix));
+        url
+    }
+
+    /// Whether what is sent there can be read on the way.
+    pub(super) fn is_plain_http(&self) -> bool {
+        self.base.scheme() == "http"
+    }
+
+    pub(super) fn host(&self) -> Option<&str> {
+        self.base.host_str()
+    }
+
+    /// Scheme, host and port; what credentials and tokens belong to.
+    pub(super) fn origin(&self) -> String {
+        self.base.origin().ascii_serialization()
+    }
+}
+
+/// Host and, unless it is the scheme's own, port.
+pub(super) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// Whether the host is this machine itself, told by its name or literal address
+/// alone: what a name resolves to is not under our control.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || bare.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+        || bare.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_keep_port_prefix_and_digest() {
+        let endpoint = Endpoint::registry("http", "[::1]:5000").expect("a host");
+        assert_eq!(
+            endpoint.url("a/b", "manifests", "sha256:00").as_str(),
+            "http://[::1]:5000/v2/a/b/manifests/sha256:00"
+        );
+        assert_eq!(endpoint.authority(), "[::1]:5000");
+        let plain = Endpoint::registry("https", "r.example:443").expect("a host");
+        assert_eq!(plain.authority(), "r.example");
+        assert_eq!(plain.origin(), "https://r.example");
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused() {
+        for bad in ["1.2.3.999", "256.1.1.1", "a b"] {
+            assert!(Endpoint::registry("https", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_told_by_the_written_host() {
+        for (host, expected) in [
+            ("localhost", true),
+            ("127.0.0.1:5000", true),
+            ("127.9.9.9", true),
+            ("[::1]:5000", true),
+            ("0x7f.1", true),
+            ("localhost.example", false),
+            ("10.0.0.1", false),
+            ("[::2]", false),
+        ] {
+            let url = Url::parse(&format!("http://{host}/")).expect("a URL");
+            assert_eq!(is_loopback(&url), expected, "{host}");
+        }
+    }
+}

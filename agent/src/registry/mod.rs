@@ -1,0 +1,69 @@
+//! Manifests and blobs from OCI registries.
+//!
+//! A [`Client`] is made once for a call or a daemon; [`Client::repository`] binds it
+//! to one repository, and that is a [`crate::source::Source`]. One request takes this
+//! way: `repo` (what is wanted, and what an answer means) → `auth` (who asks) →
+//! `transport` (retries, redirects, counting). Everything that arrives is bounded
+//! before it is held, and verified before it is believed.
+
+mod auth;
+mod blob;
+mod body;
+mod challenge;
+mod client;
+mod credentials;
+mod docker_config;
+mod endpoint;
+mod failure;
+mod helper;
+mod hosts;
+mod range;
+mod repo;
+mod retry;
+mod said;
+mod tls;
+mod token;
+mod transport;
+
+#[cfg(test)]
+mod test_server;
+#[cfg(test)]
+mod tests;
+
+pub use client::{Client, Settings};
+pub use credentials::{Credentials, Environment};
+pub use endpoint::{Capabilities, Endpoint};
+pub use repo::Repo;
+pub use retry::Policy;
+
+/// The parsers of foreign bytes, for fuzzing; not an interface.
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Reads the value of a `WWW-Authenticate` header.
+    pub fn www_authenticate(text: &str) {
+        drop(super::challenge::parse([text]));
+    }
+
+    /// Reads the answer of a token server.
+    pub fn token_response(bytes: &[u8]) {
+        drop(super::token::parse(bytes));
+    }
+
+    /// Reads a docker `config.json` and looks a repository up in it.
+    pub fn docker_config(bytes: &[u8]) {
+        if let Ok(config) = super::docker_config::DockerConfig::parse(bytes) {
+            drop(config.entry("docker.io", "library/nginx"));
+            drop(config.helper("docker.io"));
+        }
+    }
+
+    /// Reads the value of a `Content-Range` header.
+    pub fn content_range(text: &str) {
+        let _ = super::range::ContentRange::parse(text);
+    }
+
+    /// Reads the body of a failed request.
+    pub fn error_body(bytes: &[u8]) {
+        drop(super::said::Said::parse(bytes));
+    }
+}

@@ -1,0 +1,435 @@
+//! One repository: its manifests and blobs, from the servers that answer for it.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use reqwest::{Method, Url};
+
+use super::{
+    auth::{Subject, Who},
+    blob,
+    body::{self, SMALL_BODY_TIME},
+    client::Client,
+    endpoint::{Capabilities, Endpoint},
+    failure::{self, Target},
+    retry::Budget,
+    said,
+    transport::{Answer, Ask},
+};
+use crate::{
+    error::{Error, Result},
+    kind::Kind,
+    oci::{Descriptor, Digest, Document, DocumentKind, Hasher, MediaType, Reference, Verified},
+    source::{BlobStream, Source},
+};
+
+/// All six manifest types in one header and without `q`: some registries read only
+/// the first header, some misread weights. Schema 1 is asked for so that it is
+/// recognised and refused by name.
+const ACCEPT_MANIFEST: &str = concat!(
+    "application/vnd.oci.image.index.v1+json, ",
+    "application/vnd.oci.image.manifest.v1+json, ",
+    "application/vnd.docker.distribution.manifest.list.v2+json, ",
+    "application/vnd.docker.distribution.manifest.v2+json, ",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws, ",
+    "application/vnd.docker.distribution.manifest.v1+json, ",
+    "*/*"
+);
+const ACCEPT_BLOB: &str = "*/*";
+
+/// The limit that registries themselves have.
+const MAX_MANIFEST: usize = 4 << 20;
+/// Addresses of a foreign layer that are tried.
+const MAX_FOREIGN: usize = 4;
+
+/// A repository of a registry, bound to the reference it was made for.
+#[derive(Debug, Clone)]
+pub struct Repo {
+    client: Client,
+    reference: Reference,
+    /// A domain that is no host is reported when it is first used.
+    endpoints: Result<Arc<[Endpoint]>>,
+}
+
+impl Repo {
+    pub(super) fn new(
+        client: Client,
+        reference: Reference,
+        endpoints: Result<Vec<Endpoint>>,
+    ) -> Self {
+        Self {
+            client,
+            reference,
+            endpoints: endpoints.map(Into::into),
+        }
+    }
+
+    /// The reference this was made for.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// Asks by HEAD what the reference points at. `None` when the answer cannot be
+    /// used (no digest, no length, another status than 200): then [`Repo::get`] tells.
+    /// It is a claim of the registry; nothing is verified yet.
+    pub async fn head(&self) -> Result<Option<Descriptor>> {
+        let mut first = None;
+        for at in self.servers(|can| can.resolve)? {
+            match at.head().await {
+                Ok(found) => return Ok(found),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(self.verdict(first))
+    }
+
+    /// Fetches what the reference points at. A digest reference is verified; for a tag
+    /// the body's own hash is the digest, whatever the registry's header says.
+    pub async fn get(&self) -> Result<Document> {
+        let mut first = None;
+        for at in self.servers(|can| can.resolve)? {
+            match at.get().await {
+                Ok(found) => return Ok(found),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(self.verdict(first))
+    }
+
+    /// The servers to ask, in order; the first that delivers wins.
+    fn servers(&self, able: fn(Capabilities) -> bool) -> Result<Vec<At<'_>>> {
+        let endpoints = match &self.endpoints {
+            Ok(endpoints) => endpoints,
+            Err(error) => return Err(self.verdict(Some(error.clone()))),
+        };
+        Ok(endpoints
+            .iter()
+            .filter(|endpoint| able(endpoint.capabilities()))
+            .map(|endpoint| At {
+                repo: self,
+                endpoint,
+                subject: Subject::new(self.reference.repository(), endpoint),
+            })
+            .collect())
+    }
+
+    /// The error of a repository whose servers all failed; the first one's, because
+    /// the servers are asked in the order of preference.
+    fn verdict(&self, first: Option<Error>) -> Error {
+        first
+            .unwrap_or_else(|| Error::new(Kind::Config, "no server is configured for it"))
+            .registry(self.reference.repository().domain())
+            .reference(self.reference.typed())
+    }
+}
+
+impl Source for Repo {
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Document>> {
+        Box::pin(async move {
+            if let Some(bytes) = inline(descriptor) {
+                let verified = Verified::check(bytes, &descriptor.digest)?;
+                return fitting(Document::parse(&verified, None)?, descriptor);
+            }
+            let mut first = None;
+            for at in self.servers(|can| can.pull)? {
+                match at.document(descriptor).await {
+                    Ok(found) => return Ok(found),
+                    Err(error) => first = first.or(Some(error)),
+                }
+            }
+            Err(self.verdict(first))
+        })
+    }
+
+    fn blob<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<BlobStream>> {
+        Box::pin(async move {
+            if offset > descriptor.size {
+                return Err(Error::new(
+                    Kind::Internal,
+                    format_args!(
+                        "byte {offset} of a blob of {} bytes was asked for",
+                        descriptor.size
+                    ),
+                ));
+            }
+            if let Some(mut bytes) = inline(descriptor) {
+                let at = usize::try_from(offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
+                return Ok(blob::ready(bytes.split_off(at)));
+            }
+            if offset == descriptor.size {
+                return Ok(blob::ready(Bytes::new()));
+            }
+            let mut first = None;
+            for at in self.servers(|can| can.pull)? {
+                match at.blob(descriptor, offset).await {
+                    Ok(found) => return Ok(found),
+                    Err(error) => first = first.or(Some(error)),
+                }
+            }
+            Err(self.verdict(first))
+        })
+    }
+
+    fn name(&self) -> &str {
+        self.reference.repository().domain()
+    }
+}
+
+/// The repository at one of its servers.
+struct At<'a> {
+    repo: &'a Repo,
+    endpoint: &'a Endpoint,
+    subject: Subject,
+}
+
+impl At<'_> {
+    fn budget(&self) -> Budget {
+        Budget::new(self.repo.client.shared.retry)
+    }
+
+    async fn send(&self, ask: &Ask, budget: &mut Budget) -> Result<(Answer, Who)> {
+        let shared = &self.repo.client.shared;
+        shared
+            .auth
+            .send(&shared.transport, &self.subject, ask, budget)
+            .await
+    }
+
+    fn manifest(&self, method: Method, name: &str) -> Ask {
+        Ask {
+            target: Target::manifest(&self.repo.reference, name),
+            method,
+            url: self.endpoint.url(&self.subject.path, "manifests", name),
+            accept: ACCEPT_MANIFEST,
+            range: None,
+            form: None,
+        }
+    }
+
+    async fn head(&self) -> Result<Option<Descriptor>> {
+        let reference = &self.repo.reference;
+        let ask = self.manifest(Method::HEAD, reference.target());
+        let (answer, who) = match self.send(&ask, &mut self.budget()).await {
+            Ok(answered) => answered,
+            // The GET's refusal has a text; HEAD's has none.
+            Err(error) if error.kind() == Kind::Unauthorized => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if answer.status().as_u16() == 429 {
+            return Err(failure::status(&ask.target, answer, &who).await);
+        }
+        Ok(described(&answer, reference.digest()))
+    }
+
+    async fn get(&self) -> Result<Document> {
+        let reference = &self.repo.reference;
+        let (bytes, headers) = self.fetch(reference.target()).await?;
+        let verified = if let Some(digest) = reference.digest() {
+            Verified::check(bytes, digest).map_err(|e| self.context(e))?
+        } else {
+            if let Some(claimed) = &headers.digest {
+                let mut hasher = Hasher::new(claimed.algorithm());
+                hasher.update(&bytes);
+                let found = hasher.finish();
+                if found != *claimed {
+                    tracing::warn!(reference = %reference, claimed = %claimed, found = %found, "the registry names another digest than its answer has; the answer counts");
+                }
+            }
+            Verified::of(bytes)
+        };
+        Document::parse(&verified, headers.content_type.as_deref()).map_err(|e| self.context(e))
+    }
+
+    async fn document(&self, descriptor: &Descriptor) -> Result<Document> {
+        let (bytes, headers) = self.fetch(descriptor.digest.as_str()).await?;
+        let verified = Verified::check(bytes, &descriptor.digest).map_err(|e| self.context(e))?;
+        if descriptor.size > 0 && descriptor.size != verified.size() {
+            return Err(self.context(Error::new(
+                Kind::InvalidContent,
+                format_args!(
+                    "document {} has {} bytes, but was announced with {}",
+                    descriptor.digest,
+                    verified.size(),
+                    descriptor.size
+                ),
+            )));
+        }
+        let document = Document::parse(&verified, headers.content_type.as_deref())
+            .map_err(|e| self.context(e))?;
+        fitting(document, descriptor).map_err(|e| self.context(e))
+    }
+
+    /// Fetches a document's bytes, not yet verified.
+    async fn fetch(&self, name: &str) -> Result<(Bytes, DocumentHeaders)> {
+        let ask = self.manifest(Method::GET, name);
+        let mut budget = self.budget();
+        loop {
+            let (mut answer, who) = self.send(&ask, &mut budget).await?;
+            if answer.status().as_u16() != 200 {
+                return Err(failure::status(&ask.target, answer, &who).await);
+            }
+            if let Some(coding) = answer.encoding() {
+                return Err(failure::encoded(&ask.target, &answer.url, coding));
+            }
+            let headers = DocumentHeaders {
+                content_type: answer.header("content-type").map(str::to_owned),
+                digest: answer
+                    .header("docker-content-digest")
+                    .and_then(|text| Digest::parse(text.trim()).ok()),
+            };
+            match body::read(&mut answer.response, MAX_MANIFEST, SMALL_BODY_TIME).await {
+                Ok(bytes) if said::is_web_page(headers.content_type.as_deref(), &bytes) => {
+                    return Err(failure::web_page(&ask.target, &answer.url, &bytes));
+                }
+                Ok(bytes) => return Ok((bytes, headers)),
+                Err(fault) => {
+                    let failed = failure::body(&ask.target, &answer.url, fault, MAX_MANIFEST);
+                    match budget.grant(failed.advice) {
+                        Some(wait) => tokio::time::sleep(wait).await,
+                        None => return Err(failed.error),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+        let digest = &descriptor.digest;
+        let ask = Ask {
+            target: Target::blob(&self.repo.reference, digest),
+            method: Method::GET,
+            url: self
+                .endpoint
+                .url(&self.subject.path, "blobs", digest.as_str()),
+            accept: ACCEPT_BLOB,
+            // Closed: some registries refuse an open range.
+            range: (offset > 0).then(|| (offset, descriptor.size.saturating_sub(1))),
+            form: None,
+        };
+        let (answer, who) = self.send(&ask, &mut self.budget()).await?;
+        match answer.status().as_u16() {
+            200 | 206 => blob::open(ask.target, answer, descriptor, offset),
+            416 => Err(blob::refused_range(
+                &ask.target,
+                &answer,
+                descriptor.size,
+                offset,
+            )),
+            404 if is_foreign(descriptor) => {
+                let refusal = failure::status(&ask.target, answer, &who).await;
+                self.foreign(&ask, descriptor, offset).await.ok_or(refusal)
+            }
+            _ => Err(failure::status(&ask.target, answer, &who).await),
+        }
+    }
+
+    /// The addresses that the manifest itself gives for a foreign layer. They are the
+    /// publisher's, so nobody's credentials go there; the digest decides.
+    async fn foreign(&self, ask: &Ask, descriptor: &Descriptor, offset: u64) -> Option<BlobStream> {
+        let urls = descriptor.urls.iter().filter_map(|text| {
+            let url = Url::parse(text).ok()?;
+            let plain = url.username().is_empty() && url.password().is_none();
+            (matches!(url.scheme(), "http" | "https") && plain).then_some(url)
+        });
+        for url in urls.take(MAX_FOREIGN) {
+            let ask = Ask {
+                target: ask.target.clone(),
+                method: Method::GET,
+                url,
+                accept: ACCEPT_BLOB,
+                range: ask.range,
+                form: None,
+            };
+            let transport = &self.repo.client.shared.transport;
+            let opened = match transport.send(&ask, None, &mut self.budget()).await {
+                Ok(answer) if matches!(answer.status().as_u16(), 200 | 206) => {
+                    blob::open(ask.target, answer, descriptor, offset)
+                }
+                Ok(answer) => Err(failure::status(&ask.target, answer, &Who::default()).await),
+                Err(error) => Err(error),
+            };
+            match opened {
+                Ok(stream) => return Some(stream),
+                Err(error) => {
+                    tracing::debug!(error = %error, causes = ?error.causes(), "a foreign layer's address failed");
+                }
+            }
+        }
+        None
+    }
+
+    fn context(&self, error: Error) -> Error {
+        error.registry(&self.subject.domain)
+    }
+}
+
+/// The headers that describe a document.
+struct DocumentHeaders {
+    content_type: Option<String>,
+    digest: Option<Digest>,
+}
+
+/// What the headers of a HEAD say, if all of it can be used.
+fn described(answer: &Answer, asked: Option<&Digest>) -> Option<Descriptor> {
+    if answer.status().as_u16() != 200 || answer.encoding().is_some() {
+        return None;
+    }
+    let digest = Digest::parse(answer.header("docker-content-digest")?.trim()).ok()?;
+    if asked.is_some_and(|asked| *asked != digest) {
+        return None;
+    }
+    let size = answer
+        .length()
+        .filter(|size| (1..=MAX_MANIFEST as u64).contains(size))?;
+    let media_type = MediaType::parse(answer.header("content-type")?);
+    (media_type.is_index() || media_type.is_manifest())
+        .then(|| Descriptor::new(media_type, digest, size))
+}
+
+/// A child must be of the kind that its parent says.
+fn fitting(document: Document, descriptor: &Descriptor) -> Result<Document> {
+    let is_index = matches!(document.kind, DocumentKind::Index(_));
+    let said = &descriptor.media_type;
+    if (said.is_index() && !is_index) || (said.is_manifest() && is_index) {
+        let name = |index| if index { "an index" } else { "a manifest" };
+        return Err(Error::new(
+            Kind::InvalidContent,
+            format_args!(
+                "document {} is {}, but its parent says it is {}",
+                descriptor.digest,
+                name(is_index),
+                name(!is_index)
+            ),
+        )
+        .hint("such a document can show different images to different clients; it is refused"));
+    }
+    Ok(document)
+}
+
+/// The content that the descriptor carries itself, if it is what the descriptor says.
+fn inline(descriptor: &Descriptor) -> Option<Bytes> {
+    let data = descriptor.data.as_deref()?;
+    if data.len() > MAX_MANIFEST {
+        return None;
+    }
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(data)
+        .ok()?;
+    let verified = Verified::check(bytes.into(), &descriptor.digest).ok()?;
+    (verified.size() == descriptor.size).then(|| verified.bytes().clone())
+}
+
+fn is_foreign(descriptor: &Descriptor) -> bool {
+    matches!(
+        descriptor.media_type,
+        MediaType::Layer { foreign: true, .. }
+    ) && !descriptor.urls.is_empty()
+}

@@ -1,0 +1,247 @@
+//! When to ask again, and how long to wait before.
+//!
+//! Only blips are bridged here. Longer outages are for who schedules the pull: an
+//! error says whether a retry may help, and when.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    time::{Duration, Instant},
+};
+
+use reqwest::{StatusCode, header::HeaderMap};
+
+/// How patient one request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Requests in all, the first one included.
+    pub tries: u32,
+    /// The wait before the first retry; each further one is three times as long.
+    pub base: Duration,
+    /// The longest wait in all; a `Retry-After` beyond it ends the request.
+    pub patience: Duration,
+}
+
+/// Enough for a lost packet, a restarting proxy and a busy second.
+const TRIES: u32 = 3;
+const BASE: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A try may itself take a minute to time out; after this there is no other.
+const LONGEST: Duration = Duration::from_secs(90);
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            tries: TRIES,
+            base: BASE,
+            patience: PATIENCE,
+        }
+    }
+}
+
+/// What a failure says about asking again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Advice {
+    Never,
+    /// Nobody listens, or no such name: waiting longer within a call rarely helps.
+    Quick,
+    Backoff,
+    /// The server's own word.
+    After(Duration),
+}
+
+/// What is left of a request's patience. One value serves a request with all its
+/// redirects, token rounds and body.
+#[derive(Debug)]
+pub(super) struct Budget {
+    policy: Policy,
+    retries: u32,
+    quick: u32,
+    waited: Duration,
+    started: Instant,
+}
+
+impl Budget {
+    pub(super) fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            retries: 0,
+            quick: 0,
+            waited: Duration::ZERO,
+            started: Instant::now(),
+        }
+    }
+
+    /// The wait before the next try, or nothing if this was the last.
+    pub(super) fn grant(&mut self, advice: Advice) -> Option<Duration> {
+        if self.started.elapsed() >= LONGEST {
+            return None;
+        }
+        self.grant_with(advice, RandomState::new().hash_one(self.retries))
+    }
+
+    /// As `grant`, with the randomness given.
+    fn grant_with(&mut self, advice: Advice, random: u64) -> Option<Duration> {
+        if self.retries.saturating_add(1) >= self.policy.tries {
+            return None;
+        }
+        let wait = match advice {
+            Advice::Never => return None,
+            Advice::Quick if self.quick > 0 => return None,
+            Advice::Quick => {
+                self.quick += 1;
+                jittered(self.policy.base, random)
+            }
+            Advice::Backoff => {
+                let step = self
+                    .policy
+                    .base
+                    .saturating_mul(3_u32.saturating_pow(self.retries));
+                jittered(step, random)
+            }
+            // Jitter on top: a fleet told the same second must not come back in it.
+            Advice::After(wait) => wait.saturating_add(jittered(self.policy.base, random)),
+        };
+        let waited = self.waited.saturating_add(wait);
+        if waited > self.policy.patience {
+            return None;
+        }
+        self.waited = waited;
+        self.retries += 1;
+        Some(wait)
+    }
+}
+
+/// Between half of `wait` and all of it.
+fn jittered(wait: Duration, random: u64) -> Duration {
+    let half = wait / 2;
+    let span = u64::try_from(half.as_millis()).unwrap_or(u64::MAX);
+    half.saturating_add(Duration::from_millis(random % span.saturating_add(1)))
+}
+
+/// What an HTTP status says about asking again. 5xx to HEAD are not retried: some
+/// registries cannot do HEAD, and the GET that follows has retries of its own.
+pub(super) fn advice(status: StatusCode, headers: &HeaderMap, head: bool) -> Advice {
+    let transient = match status.as_u16() {
+        408 | 429 => true,
+        500 | 502 | 503 | 504 => !head,
+        _ => false,
+    };
+    if !transient {
+        return Advice::Never;
+    }
+    retry_after(headers).map_or(Advice::Backoff, Advice::After)
+}
+
+/// `Retry-After` in seconds or as a date. A date is measured against the answer's own
+/// `Date`, because the clock of a small device may be years off.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok();
+    let value = text("retry-after")?.trim();
+    if let Ok(seconds) = value.parse::<u32>() {
+        return Some(Duration::from_secs(u64::from(seconds)));
+    }
+    let until = http_date(value)?;
+    let now = text("date")
+        .and_then(http_date)
+        .unwrap_or_else(jiff::Timestamp::now);
+    let seconds = until.as_second().saturating_sub(now.as_second());
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}
+
+fn http_date(text: &str) -> Option<jiff::Timestamp> {
+    jiff::fmt::rfc2822::DateTimeParser::new()
+        .parse_timestamp(text.trim())
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| {
+                (
+                    reqwest::header::HeaderName::from_static(name),
+                    reqwest::header::HeaderValue::from_static(value),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn waits_grow_and_end() {
+        let mut budget = Budget::new(Policy::default());
+        let first = budget.grant_with(Advice::Backoff, u64::MAX).expect("one");
+        let second = budget.grant_with(Advice::Backoff, 0).expect("two");
+        assert!(first >= BASE / 2 && first <= BASE, "{first:?}");
+        assert!(second >= BASE, "{second:?}");
+        assert_eq!(budget.grant_with(Advice::Backoff, 0), None);
+    }
+
+    #[test]
+    fn refusals_get_one_quick_retry() {
+        let mut budget = Budget::new(Policy::default());
+        assert!(budget.grant(Advice::Quick).is_some());
+        assert_eq!(budget.grant(Advice::Quick), None);
+        assert_eq!(budget.grant(Advice::Never), None);
+    }
+
+    #[test]
+    fn a_long_retry_after_is_not_waited_for() {
+        let mut budget = Budget::new(Policy::default());
+        assert_eq!(budget.grant(Advice::After(Duration::from_secs(60))), None);
+        let wait = budget
+            .grant(Advice::After(Duration::from_secs(2)))
+            .expect("short");
+        assert!(wait >= Duration::from_secs(2) && wait < Duration::from_secs(3));
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        assert_eq!(
+            retry_after(&headers(&[("retry-after", "7")])),
+            Some(Duration::from_secs(7))
+        );
+        assert_eq!(
+            retry_after(&headers(&[
+                ("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"),
+                ("date", "Sun, 06 Nov 1994 08:49:07 GMT"),
+            ])),
+            Some(Duration::from_secs(30))
+        );
+        assert_eq!(
+            retry_after(&headers(&[(
+                "retry-after",
+                "Sun, 06 Nov 1994 08:49:37 GMT"
+            )])),
+            Some(Duration::ZERO)
+        );
+        assert_eq!(retry_after(&headers(&[("retry-after", "soon")])), None);
+    }
+
+    #[test]
+    fn statuses_are_told_apart() {
+        let none = HeaderMap::new();
+        let after = |code, head| advice(StatusCode::from_u16(code).expect("a code"), &none, head);
+        assert_eq!(after(503, false), Advice::Backoff);
+        assert_eq!(after(503, true), Advice::Never);
+        assert_eq!(after(429, true), Advice::Backoff);
+        assert_eq!(after(404, false), Advice::Never);
+        assert_eq!(after(501, false), Advice::Never);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_total_wait_stays_in_bounds(after in 0_u64..20, randoms in proptest::collection::vec(proptest::num::u64::ANY, 0..20)) {
+            let mut budget = Budget::new(Policy { tries: 10, ..Policy::default() });
+            let mut total = Duration::ZERO;
+            for (at, random) in randoms.into_iter().enumerate() {
+                let advice = if at % 2 == 0 { Advice::Backoff } else { Advice::After(Duration::from_secs(after)) };
+                total += budget.grant_with(advice, random).unwrap_or_default();
+            }
+            proptest::prop_assert!(total <= PATIENCE);
+        }
+    }
+}
