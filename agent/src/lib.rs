@@ -5,9 +5,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod containerd;
 pub mod error;
 pub mod event;
 pub mod kind;
 pub mod oci;
+pub mod pull;
 pub mod redact;
 pub mod source;
