@@ -330,7 +330,7 @@ impl Engine {
                 && !seen.contains(&stat.filesystem_id())
             {
                 seen.push(stat.filesystem_id());
-                let free = u64::from(stat.blocks_available()) * u64::from(stat.fragment_size());
+                let free = wide(stat.blocks_available()).saturating_mul(wide(stat.fragment_size()));
                 error = error.because(format_args!(
                     "`{}` has {} MiB and {} inodes free",
                     root.display(),
@@ -445,6 +445,11 @@ impl Patience {
     pub(super) fn renew(&mut self) {
         *self = Self::new();
     }
+}
+
+/// Counts of the system are 32 or 64 bits wide, by target.
+fn wide(count: impl Into<u64>) -> u64 {
+    count.into()
 }
 
 async fn channel(address: &Path) -> Result<Channel> {

@@ -121,7 +121,9 @@ fn classify(status: &Status) -> Cause {
     }
     match status.code() {
         Code::Unavailable if text.contains("locked") => Cause::Locked,
-        Code::Unavailable => Cause::Disconnected,
+        // A server that shuts down cancels the calls it still has; ours are never
+        // cancelled by ourselves without being dropped.
+        Code::Unavailable | Code::Cancelled => Cause::Disconnected,
         Code::NotFound if text.contains("lease") => Cause::LeaseLost,
         Code::NotFound => Cause::Missing,
         Code::AlreadyExists => Cause::Exists,
@@ -129,9 +131,6 @@ fn classify(status: &Status) -> Cause {
         Code::OutOfRange => Cause::OutOfRange,
         Code::Unimplemented => Cause::Unsupported,
         Code::DeadlineExceeded => Cause::Timeout,
-        // A server that shuts down cancels the calls it still has; ours are never
-        // cancelled by ourselves without being dropped.
-        Code::Cancelled => Cause::Disconnected,
         _ => Cause::Other,
     }
 }

@@ -124,13 +124,13 @@ impl Ingest<'_> {
                 Stop::Source(error) => {
                     if error.kind() == Kind::InvalidContent {
                         engine.abort_ingest(&reference(&engine, descriptor)).await?;
-                        return Err(self.from_source(error));
+                        return Err(self.named(error));
                     }
                     // Whoever speaks to the network retries there. What is added here is
                     // only that an attempt which brought bytes was not in vain.
                     let broken = matches!(error.kind(), Kind::Unavailable | Kind::Timeout);
                     if !broken || run.progress == 0 {
-                        return Err(self.from_source(error));
+                        return Err(self.named(error));
                     }
                 }
             }
@@ -393,7 +393,7 @@ impl Ingest<'_> {
             .hint("a mirror or a proxy on the way serves damaged or altered content; try another mirror, or ask the publisher to push again")
     }
 
-    fn from_source(&self, error: Error) -> Error {
+    fn named(&self, error: Error) -> Error {
         error.reference(self.reference)
     }
 }
@@ -424,19 +424,17 @@ impl Transfer<'_, '_> {
             }
         };
         while self.position < self.descriptor.size {
-            match self.next(&mut stream).await? {
-                Some(chunk) => self.take(engine, &chunk).await?,
-                None => {
-                    let error = Error::new(
-                        Kind::Unavailable,
-                        format_args!(
-                            "blob {} ended after {} of {} bytes",
-                            self.descriptor.digest, self.position, self.descriptor.size
-                        ),
-                    );
-                    return Err(self.broken(error).await);
-                }
-            }
+            let Some(chunk) = self.next(&mut stream).await? else {
+                let error = Error::new(
+                    Kind::Unavailable,
+                    format_args!(
+                        "blob {} ended after {} of {} bytes",
+                        self.descriptor.digest, self.position, self.descriptor.size
+                    ),
+                );
+                return Err(self.broken(error).await);
+            };
+            self.take(engine, &chunk).await?;
             if self.ingest.lease.is_superseded(engine) {
                 self.let_go().await?;
                 return Err(Stop::Again);
@@ -448,12 +446,11 @@ impl Transfer<'_, '_> {
     async fn next(&mut self, stream: &mut BlobStream) -> Result<Option<Bytes>, Stop> {
         loop {
             let item = if self.writer.is_some() {
-                match timeout(SOURCE_STALL, stream.next()).await {
-                    Ok(item) => item,
-                    Err(_) => {
-                        self.let_go().await?;
-                        continue;
-                    }
+                if let Ok(item) = timeout(SOURCE_STALL, stream.next()).await {
+                    item
+                } else {
+                    self.let_go().await?;
+                    continue;
                 }
             } else {
                 stream.next().await

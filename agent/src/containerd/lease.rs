@@ -220,6 +220,13 @@ impl Lease {
             .await
     }
 
+    /// Whether containerd still has it: somebody else may delete a lease at any time.
+    pub async fn exists(&self) -> Result<bool> {
+        let id = self.id();
+        let found = self.engine.leases(&format!("id==\"{id}\"")).await?;
+        Ok(found.iter().any(|lease| lease.id == id))
+    }
+
     /// Deletes the lease, without waiting for a garbage collection. Only when the image
     /// record is written: nothing else protects the content then.
     pub async fn release(self) -> Result<()> {

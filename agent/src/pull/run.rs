@@ -31,7 +31,14 @@ use crate::{
 /// Layers fetched at once, unless told otherwise; containerd's own default.
 pub const DEFAULT_CONCURRENCY: usize = 3;
 
+/// Runs of one pull whose lease is deleted below it.
+const LEASE_TRIES: u32 = 3;
+
 /// One pull.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line, and they are independent"
+)]
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     pub reference: &'a Reference,
@@ -147,26 +154,56 @@ async fn pull(
     if waited && is_present(engine, request).await? {
         return Ok(present(&images));
     }
-    let lease = Lease::acquire(engine, &hash).await?;
     let work = Work {
         engine,
         request,
         events,
         images: &images,
         snapshotter: &snapshotter,
-        lease: &lease,
     };
-    let outcome = tokio::select! {
-        result = work.run() => result,
-        error = lease.keep() => Err(error),
-    }?;
-    // The records hold everything now. A lease that stays costs space for a day, no more.
-    let mut outcome = outcome;
-    if let Err(error) = lease.release().await {
-        outcome.warnings.push(format!("{error}"));
-    }
+    let mut tries = 1;
+    let outcome = loop {
+        let lease = Lease::acquire(engine, &hash).await?;
+        let result = tokio::select! {
+            result = work.run(&lease) => result,
+            error = lease.keep() => Err(error),
+        };
+        // Without its lease any part of the work may be collected already: a failure says
+        // nothing, and a success only if everything is still there now.
+        let lost = !matches!(lease.exists().await, Ok(true) | Err(_));
+        if !lost || (result.is_ok() && is_present(engine, request).await?) {
+            break match result {
+                Ok(outcome) => released(outcome, lease).await,
+                Err(error) => return Err(error),
+            };
+        }
+        if tries >= LEASE_TRIES {
+            return Err(match result {
+                Err(error) => error,
+                Ok(_) => Error::new(
+                    Kind::Unavailable,
+                    "the image was collected while it was pulled",
+                ),
+            }
+            .because("the lease that protects the pull was deleted by somebody else")
+            .retry(true));
+        }
+        tries += 1;
+        events.emit(&Event::Warning {
+            reference: typed.to_owned(),
+            message: "somebody deleted the lease of this pull; beginning again".to_owned(),
+        });
+    };
     drop(lock);
     Ok(outcome)
+}
+
+/// The records hold everything now. A lease that stays costs space for a day, no more.
+async fn released(mut outcome: Outcome, lease: Lease) -> Outcome {
+    if let Err(error) = lease.release().await {
+        outcome.warnings.push(error.to_string());
+    }
+    outcome
 }
 
 fn present(images: &[Image<'_>]) -> Outcome {
@@ -191,14 +228,13 @@ struct Work<'a> {
     events: &'a Events,
     images: &'a [Image<'a>],
     snapshotter: &'a str,
-    lease: &'a Lease,
 }
 
 impl Work<'_> {
-    async fn run(&self) -> Result<Outcome> {
+    async fn run(&self, lease: &Lease) -> Result<Outcome> {
         let typed = self.request.reference.typed();
         let ingest = Ingest {
-            lease: self.lease,
+            lease,
             source: self.request.source,
             repository: self
                 .request
@@ -210,7 +246,7 @@ impl Work<'_> {
         let documents = fetch::documents(&ingest, self.images).await?;
         let mut present = Vec::with_capacity(self.images.len());
         for image in self.images {
-            present.push(self.snapshots_present(image).await?);
+            present.push(self.snapshots_present(lease, image).await?);
         }
         let needed = unique(
             self.images
@@ -221,7 +257,7 @@ impl Work<'_> {
         self.announce(&needed).await?;
         let arrivals = Arrivals::expecting(&needed);
         let unpacker = Unpacker {
-            lease: self.lease,
+            lease,
             snapshotter: self.snapshotter,
             events: self.events,
             reference: typed,
@@ -237,7 +273,7 @@ impl Work<'_> {
             Ok::<_, Error>(written)
         };
         let fetch = fetch::layers(&ingest, &needed, self.request.concurrency, &arrivals);
-        let (layers, unpacked) = match tokio::try_join!(fetch, unpack) {
+        let (layers, applied) = match tokio::try_join!(fetch, unpack) {
             Ok(done) => done,
             Err(error) => return Err(unpacker.clean(error).await),
         };
@@ -246,17 +282,17 @@ impl Work<'_> {
             .filter(|blob| !needed.iter().any(|other| other.digest == blob.digest))
             .map(|blob| blob.size)
             .sum();
-        let warnings = self.finish().await?;
+        let warnings = self.finish(lease).await?;
         Ok(Outcome {
             status: Status::Pulled,
-            bytes: sum(documents, layers, below, unpacked),
+            bytes: sum(documents, layers, below, applied),
             warnings,
         })
     }
 
     /// How many of the lowest layers have their snapshots. The highest of them is put
     /// under the lease, and looked at again: only then nobody can take it away.
-    async fn snapshots_present(&self, image: &Image<'_>) -> Result<usize> {
+    async fn snapshots_present(&self, lease: &Lease, image: &Image<'_>) -> Result<usize> {
         for (index, step) in image.steps.iter().enumerate().rev() {
             if !self
                 .engine
@@ -265,9 +301,7 @@ impl Work<'_> {
             {
                 continue;
             }
-            self.lease
-                .add_snapshot(self.snapshotter, &step.chain)
-                .await?;
+            lease.add_snapshot(self.snapshotter, &step.chain).await?;
             if self
                 .engine
                 .has_snapshot(self.snapshotter, &step.chain)
@@ -299,7 +333,7 @@ impl Work<'_> {
     }
 
     /// Makes it durable, then visible.
-    async fn finish(&self) -> Result<Vec<String>> {
+    async fn finish(&self, lease: &Lease) -> Result<Vec<String>> {
         let typed = self.request.reference.typed();
         self.events.emit(&Event::Syncing {
             reference: typed.to_owned(),
@@ -317,7 +351,7 @@ impl Work<'_> {
         }
         let target = self.request.choice.target();
         let ours = Labels::from([(MANAGED.to_owned(), self.request.managed_by.to_owned())]);
-        let engine = self.lease.engine()?;
+        let engine = lease.engine()?;
         for record in records(records_for(self.engine, self.request, self.images)) {
             engine
                 .put_image(&record.name, target, &record.labels, &ours)
