@@ -18,7 +18,7 @@ use edgepull::{
     pull::{Status, is_present, pull_into},
     source::{Source, small_blob},
 };
-use lab::{Lab, Memory, TestImage, noise, pull, pull_at, reference, request};
+use lab::{Lab, Memory, Registry, TestImage, pull, pull_at, reference, request};
 
 type Test = tokio::runtime::Runtime;
 
@@ -503,7 +503,7 @@ fn a_restart_of_containerd_in_the_middle_is_survived() {
 fn a_full_disk_is_named_and_the_next_try_resumes() {
     runtime().block_on(async {
         let lab = Lab::small(12);
-        let image = TestImage::of(vec![noise(11, 20_000_000).into()], vec![Digest::of(b"x")]);
+        let image = TestImage::large(11, 20_000_000);
         let source = image.source();
         let name = reference("r.example/app:1");
         let request = request(&name, &image.choice, &source);
@@ -515,6 +515,84 @@ fn a_full_disk_is_named_and_the_next_try_resumes() {
             causes.contains("free") && causes.contains("root"),
             "{causes}"
         );
+        lab.grow(100);
+        let outcome = pull(&lab, "default", &request).await.expect("room now");
+        assert!(outcome.bytes.resumed > 5_000_000, "{outcome:?}");
+    });
+}
+
+#[test]
+fn a_pull_of_ctr_at_the_same_time_succeeds_too() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::large(13, 5_000_000).alone();
+        let registry = Registry::start(&lab, 5213);
+        registry.push(&lab, &image, "app:1");
+        let name = reference("127.0.0.1:5213/app:1");
+        let engine = lab.engine("default").await;
+        // Whoever is first holds the ref and the other waits for it: both ways round.
+        for (ours_first, namespace) in [(true, "first"), (false, "second")] {
+            let slow = Memory {
+                pause: Duration::from_millis(30),
+                ..image.source()
+            };
+            let request = request(&name, &image.choice, &slow);
+            let engine = lab.engine(namespace).await;
+            let args = ["images", "pull", "--plain-http", "127.0.0.1:5213/app:1"];
+            let mut ctr = lab.command(namespace, &args);
+            ctr.stdout(Stdio::null()).stderr(Stdio::piped());
+            let locks = lab.path("locks");
+            let ours = async {
+                if !ours_first {
+                    tokio::time::sleep(Duration::from_millis(60)).await;
+                }
+                pull_at(&engine, &request, &locks).await
+            };
+            let theirs = async {
+                if ours_first {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                let child = ctr.spawn().expect("ctr runs");
+                tokio::task::spawn_blocking(move || child.wait_with_output())
+                    .await
+                    .expect("joined")
+                    .expect("ctr ran")
+            };
+            let (ours, theirs) = tokio::join!(ours, theirs);
+            ours.expect("our pull");
+            let text = String::from_utf8_lossy(&theirs.stderr).into_owned();
+            assert!(theirs.status.success(), "{text}");
+            lab.collect(namespace);
+            assert!(is_present(&engine, &request).await.expect("an answer"));
+            let snapshots = lab.ctr(namespace, &["snapshots", "ls"]);
+            assert_eq!(snapshots.matches("Committed").count(), 1, "{snapshots}");
+            // The next namespace must not be given the blob by this one.
+            lab.ctr(
+                namespace,
+                &["images", "rm", "--sync", "127.0.0.1:5213/app:1"],
+            );
+        }
+        drop(engine);
+    });
+}
+
+/// The promise of a board with 512 MB. By itself, because the peak is the process's:
+/// `cargo test --release --test containerd -- --ignored --exact memory_stays_bounded`.
+#[test]
+#[ignore = "measures the whole process, so it must run alone"]
+fn memory_stays_bounded() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let (image, source) = lab::huge(&[1, 2, 3, 4], 75 << 20);
+        let name = reference("r.example/app:1");
+        let request = request(&name, &image.choice, &source);
+        let before = lab::peak_memory();
+        let started = std::time::Instant::now();
+        pull(&lab, "default", &request).await.expect("a pull");
+        let took = started.elapsed();
+        let after = lab::peak_memory();
+        println!("peak before {before} KiB, after {after} KiB, pull took {took:?}");
+        assert!(after < 32 << 10, "{after} KiB");
     });
 }
 

@@ -112,6 +112,17 @@ impl Lab {
         }
     }
 
+    /// Makes the root of [`Lab::small`] larger.
+    pub(crate) fn grow(&self, mebibytes: u32) {
+        let root = self.mounted.as_ref().expect("a small lab");
+        let done = Command::new("mount")
+            .args(["-o", &format!("remount,size={mebibytes}m")])
+            .arg(root)
+            .status()
+            .expect("mount");
+        assert!(done.success());
+    }
+
     pub(crate) fn kill(&self) {
         if let Some(mut child) = self.child.lock().expect("not poisoned").take() {
             child.kill().expect("our own child");
@@ -301,6 +312,12 @@ impl TestImage {
         Self::new(&[&[("big", noise(seed, length))]])
     }
 
+    /// The same without its index.
+    pub(crate) fn alone(mut self) -> Self {
+        self.choice.root = self.choice.leaf.clone();
+        self
+    }
+
     pub(crate) fn layer(&self, index: usize) -> &Descriptor {
         &self.choice.manifest().expect("a manifest").layers[index]
     }
@@ -428,4 +445,158 @@ pub(crate) async fn pull_at(
     locks: &Path,
 ) -> Result<edgepull::pull::Outcome> {
     edgepull::pull::pull_into(engine, request, &Events::none(), locks).await
+}
+
+/// A registry on the loopback.
+pub(crate) struct Registry {
+    child: Child,
+    port: u16,
+}
+
+impl Registry {
+    pub(crate) fn start(lab: &Lab, port: u16) -> Self {
+        let config = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {:?}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            lab.path("registry")
+        );
+        fs::write(lab.path("registry.yml"), config).expect("a configuration");
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(lab.path("registry.yml"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry is not on PATH (Debian: apt-get install docker-registry)");
+        let until = Instant::now() + Duration::from_secs(10);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < until, "the registry does not come up");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Self { child, port }
+    }
+
+    /// Publishes an image without index as `name`.
+    pub(crate) fn push(&self, lab: &Lab, image: &TestImage, name: &str) {
+        let layout = lab.path("layout");
+        let blobs = layout.join("blobs/sha256");
+        fs::create_dir_all(&blobs).expect("a layout");
+        for (digest, bytes) in &image.blobs {
+            fs::write(blobs.join(digest.hex()), bytes).expect("a blob");
+        }
+        fs::write(
+            layout.join("oci-layout"),
+            r#"{"imageLayoutVersion":"1.0.0"}"#,
+        )
+        .expect("a file");
+        let leaf = &image.choice.leaf.descriptor;
+        let index = json!({"schemaVersion": 2, "manifests": [leaf]});
+        fs::write(layout.join("index.json"), index.to_string()).expect("a file");
+        let output = Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--quiet", "--preserve-digests"])
+            .arg("--dest-tls-verify=false")
+            .arg(format!("oci:{}", layout.display()))
+            .arg(format!("docker://127.0.0.1:{}/{name}", self.port))
+            .output()
+            .expect("skopeo is not on PATH (Debian: apt-get install skopeo)");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "skopeo: {text}");
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Layers that are made while they are read: each a tar with one file of noise.
+#[derive(Debug)]
+pub(crate) struct Generated {
+    layers: HashMap<Digest, (u64, usize)>,
+}
+
+/// The pieces of a generated layer, `length` bytes of file and the tar around them.
+fn pieces(seed: u64, length: usize) -> impl Iterator<Item = Bytes> + Send {
+    let mut header = tar::Header::new_ustar();
+    header.set_path("big").expect("short");
+    header.set_size(length as u64);
+    header.set_mode(0o644);
+    header.set_cksum();
+    let head = Bytes::copy_from_slice(header.as_bytes());
+    let tail = Bytes::from(vec![0; 1024 + (512 - length % 512) % 512]);
+    let count = length.div_ceil(PIECE);
+    let body = (0..count).map(move |i| {
+        Bytes::from(noise(
+            seed * 1_000_003 + i as u64,
+            PIECE.min(length - i * PIECE),
+        ))
+    });
+    std::iter::once(head)
+        .chain(body)
+        .chain(std::iter::once(tail))
+}
+
+/// An image with a layer of `length` bytes for each seed, that is never in memory.
+pub(crate) fn huge(seeds: &[u64], length: usize) -> (TestImage, Generated) {
+    let mut layers = HashMap::new();
+    let mut listed = Vec::new();
+    for seed in seeds {
+        let mut hasher = edgepull::oci::Hasher::new(edgepull::oci::Algorithm::Sha256);
+        let mut size = 0;
+        for piece in pieces(*seed, length) {
+            size += piece.len();
+            hasher.update(&piece);
+        }
+        let digest = hasher.finish();
+        layers.insert(digest.clone(), (*seed, length));
+        listed.push((digest, size));
+    }
+    // The documents of an image of other layers, with these put in their place.
+    let diff_ids: Vec<_> = listed.iter().map(|(digest, _)| digest.clone()).collect();
+    let fake: Vec<Bytes> = seeds.iter().map(|s| Bytes::from(s.to_string())).collect();
+    let mut image = TestImage::of(fake, diff_ids).alone();
+    let text = String::from_utf8(image.choice.leaf.bytes.to_vec()).expect("text");
+    let mut manifest: serde_json::Value = serde_json::from_str(&text).expect("json");
+    for (layer, (digest, size)) in manifest["layers"]
+        .as_array_mut()
+        .expect("layers")
+        .iter_mut()
+        .zip(listed)
+    {
+        layer["digest"] = json!(digest);
+        layer["size"] = json!(size);
+    }
+    let bytes = Bytes::from(manifest.to_string());
+    image.choice.leaf = Document::parse(&Verified::of(bytes), None).expect("a manifest");
+    (image.alone(), Generated { layers })
+}
+
+impl Source for Generated {
+    fn document<'a>(&'a self, _: &'a Descriptor) -> BoxFuture<'a, Result<Document>> {
+        Box::pin(async { Err(Error::new(Kind::NotFound, "no documents here")) })
+    }
+
+    fn blob<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<BlobStream>> {
+        assert_eq!(offset, 0, "only from the start");
+        let (seed, length) = self.layers[&descriptor.digest];
+        let stream = futures_util::stream::iter(pieces(seed, length).map(Ok));
+        Box::pin(async move { Ok(Box::pin(stream) as BlobStream) })
+    }
+
+    fn name(&self) -> &'static str {
+        "generated"
+    }
+}
+
+/// The most memory that this process ever had, in KiB.
+pub(crate) fn peak_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("linux");
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"));
+    let number = line.and_then(|l| l.split_whitespace().nth(1));
+    number.and_then(|n| n.parse().ok()).expect("a number")
 }
