@@ -3,52 +3,30 @@
 #[path = "containerd/lab.rs"]
 mod lab;
 
-use std::{
-    io::Write,
-    process::Stdio,
-    sync::{Arc, Mutex, atomic::Ordering},
-    time::Duration,
-};
+#[path = "containerd/faults.rs"]
+mod faults;
+#[path = "containerd/made.rs"]
+mod made;
+#[path = "containerd/shared.rs"]
+mod shared;
+
+use std::sync::atomic::Ordering;
 
 use edgepull::{
     containerd::{StoreSource, labels::MANAGED},
-    event::{Event, Events, Observer},
     kind::Kind,
     oci::{ChainId, DiffId, Digest},
-    pull::{Status, is_present, pull_into},
+    pull::{Status, is_present},
     source::{Source, small_blob},
 };
-use lab::{Lab, Memory, Registry, TestImage, pull, pull_at, reference, request};
+use lab::{Lab, pull, reference, request};
+use made::TestImage;
 
-type Test = tokio::runtime::Runtime;
-
-fn runtime() -> Test {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime")
-}
-
-/// Keeps the names of events.
-#[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<String>>>);
-
-impl Observer for Seen {
-    fn observe(&self, event: &Event) {
-        let value = serde_json::to_value(event).expect("plain data");
-        let name = value["event"].as_str().expect("a tag").to_owned();
-        self.0.lock().expect("not poisoned").push(name);
-    }
-}
-
-impl Seen {
-    fn has(&self, name: &str) -> bool {
-        self.0
-            .lock()
-            .expect("not poisoned")
-            .iter()
-            .any(|n| n == name)
-    }
 }
 
 #[test]
@@ -263,319 +241,6 @@ fn content_only_leaves_no_snapshot_and_another_namespace_is_linked() {
     });
 }
 
-#[test]
-fn a_broken_link_is_resumed_where_it_broke() {
-    runtime().block_on(async {
-        let lab = Lab::start();
-        let image = TestImage::large(5, 6_000_000);
-        let name = reference("r.example/app:1");
-        let broken = Memory {
-            breaks_after: Some(2_500_000),
-            ..image.source()
-        };
-        let error = pull(&lab, "default", &request(&name, &image.choice, &broken))
-            .await
-            .expect_err("the link broke");
-        assert_eq!(error.kind(), Kind::Unavailable);
-        assert!(error.is_retryable());
-        // A garbage collection leaves the unfinished ingest: the lease holds it.
-        lab.collect("default");
-        let active = lab.ctr("default", &["content", "active"]);
-        assert!(
-            active.contains(&format!("layer-{}", image.layer(0).digest)),
-            "{active}"
-        );
-        assert_eq!(
-            lab.ctr("default", &["leases", "ls", "-q"]).lines().count(),
-            1
-        );
-        assert_eq!(lab.ctr("default", &["images", "ls", "-q"]), "");
-
-        let good = image.source();
-        let outcome = pull(&lab, "default", &request(&name, &image.choice, &good))
-            .await
-            .expect("a pull");
-        assert_eq!(outcome.bytes.resumed, 2_500_000);
-        assert_eq!(*good.offsets.lock().expect("not poisoned"), [2_500_000]);
-        assert_eq!(
-            outcome.bytes.downloaded + outcome.bytes.resumed,
-            image.layer(0).size
-        );
-        assert_eq!(lab.ctr("default", &["leases", "ls", "-q"]), "");
-    });
-}
-
-#[test]
-fn a_damaged_start_is_thrown_away_and_a_damaged_blob_is_refused() {
-    runtime().block_on(async {
-        let lab = Lab::start();
-        let image = TestImage::large(6, 4_000_000);
-        let name = reference("r.example/app:1");
-        let layer = image.layer(0).digest.clone();
-        let damage = |memory: &mut Memory| {
-            let blob = memory.blobs.get_mut(&layer).expect("the layer");
-            let mut bytes = blob.to_vec();
-            bytes[1000] ^= 1;
-            *blob = bytes.into();
-        };
-        // All of it damaged: refused, and nothing is left to be resumed.
-        let mut bad = image.source();
-        damage(&mut bad);
-        let error = pull(&lab, "default", &request(&name, &image.choice, &bad))
-            .await
-            .expect_err("damaged");
-        assert_eq!(error.kind(), Kind::InvalidContent);
-        let active = lab.ctr("default", &["content", "active"]);
-        assert!(!active.contains("layer-"), "{active}");
-        assert_eq!(lab.ctr("default", &["images", "ls", "-q"]), "");
-
-        // Only the start damaged, by an earlier run.
-        let mut start = Memory {
-            breaks_after: Some(1_500_000),
-            ..image.source()
-        };
-        damage(&mut start);
-        pull(&lab, "default", &request(&name, &image.choice, &start))
-            .await
-            .expect_err("the link broke");
-        let good = image.source();
-        let outcome = pull(&lab, "default", &request(&name, &image.choice, &good))
-            .await
-            .expect("a pull");
-        assert_eq!(*good.offsets.lock().expect("not poisoned"), [1_500_000, 0]);
-        assert_eq!(outcome.bytes.resumed, 0);
-    });
-}
-
-#[test]
-fn a_wrong_diff_id_is_refused_and_leaves_no_snapshot() {
-    runtime().block_on(async {
-        let lab = Lab::start();
-        let good = TestImage::two_layers(7);
-        let layers = [0, 1].map(|i| good.blobs[&good.layer(i).digest].clone());
-        let first = edgepull::oci::ImageConfig::parse(&good.choice.config)
-            .expect("a config")
-            .diff_ids(2)
-            .expect("two")[0]
-            .0
-            .clone();
-        let image = TestImage::of(layers.to_vec(), vec![first, Digest::of(b"wrong")]);
-        let source = image.source();
-        let name = reference("r.example/app:1");
-        let error = pull(&lab, "default", &request(&name, &image.choice, &source))
-            .await
-            .expect_err("wrong");
-        assert_eq!(error.kind(), Kind::InvalidContent);
-        assert!(error.message().contains("unpacks to"), "{error}");
-        let snapshots = lab.ctr("default", &["snapshots", "ls"]);
-        assert!(!snapshots.contains("Active"), "{snapshots}");
-        assert_eq!(snapshots.matches("Committed").count(), 1, "{snapshots}");
-        assert_eq!(lab.ctr("default", &["images", "ls", "-q"]), "");
-        // With the lease goes all of it.
-        for lease in lab.ctr("default", &["leases", "ls", "-q"]).lines() {
-            lab.ctr("default", &["leases", "rm", "--sync", lease]);
-        }
-        let left = lab.ctr("default", &["content", "ls", "-q"]);
-        assert_eq!(left, "");
-    });
-}
-
-#[test]
-fn pulls_at_the_same_time_all_succeed() {
-    runtime().block_on(async {
-        let lab = Lab::start();
-        let image = TestImage::large(8, 5_000_000);
-        let slow = Memory {
-            pause: Duration::from_millis(10),
-            ..image.source()
-        };
-        let name = reference("r.example/app:1");
-        let request = request(&name, &image.choice, &slow);
-        let engine = lab.engine("default").await;
-        // Two share a state directory; one has its own, as in another mount namespace,
-        // and meets the others at containerd's lock only.
-        let (here, elsewhere) = (lab.path("locks"), lab.path("elsewhere"));
-        let (a, b, c) = tokio::join!(
-            pull_at(&engine, &request, &here),
-            pull_at(&engine, &request, &here),
-            pull_at(&engine, &request, &elsewhere),
-        );
-        let statuses = [a, b, c].map(|outcome| outcome.expect("a pull").status);
-        assert!(statuses.contains(&Status::Present), "{statuses:?}");
-        lab.collect("default");
-        assert!(is_present(&engine, &request).await.expect("an answer"));
-        assert_eq!(lab.ctr("default", &["leases", "ls", "-q"]), "");
-        let snapshots = lab.ctr("default", &["snapshots", "ls"]);
-        assert!(!snapshots.contains("Active"), "{snapshots}");
-    });
-}
-
-#[test]
-fn a_foreign_holder_is_waited_for() {
-    runtime().block_on(async {
-        let lab = Lab::start();
-        let image = TestImage::large(9, 4_000_000);
-        let layer = image.layer(0).clone();
-        let bytes = image.blobs[&layer.digest].clone();
-        let key = format!("layer-{}", layer.digest);
-        let mut holder = lab
-            .command(
-                "default",
-                &[
-                    "content",
-                    "ingest",
-                    "--expected-size",
-                    &layer.size.to_string(),
-                    "--expected-digest",
-                    layer.digest.as_str(),
-                    &key,
-                ],
-            )
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("ctr runs");
-        let mut input = holder.stdin.take().expect("piped");
-        input.write_all(&bytes[..2_000_000]).expect("taken");
-        while !lab.ctr("default", &["content", "active"]).contains(&key) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let source = image.source();
-        let name = reference("r.example/app:1");
-        let request = request(&name, &image.choice, &source);
-        let engine = lab.engine("default").await;
-        let seen = Seen::default();
-        let events = Events::new(seen.clone());
-        let locks = lab.path("locks");
-        let wait = async {
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            assert!(seen.has("blob_waiting"));
-            input.write_all(&bytes[2_000_000..]).expect("taken");
-            drop(input);
-        };
-        let (outcome, ()) = tokio::join!(pull_into(&engine, &request, &events, &locks), wait);
-        let outcome = outcome.expect("a pull");
-        assert!(holder.wait().expect("our own child").success());
-        assert_eq!(
-            source.requests.load(Ordering::Relaxed),
-            0,
-            "not fetched twice"
-        );
-        assert!(outcome.bytes.downloaded < layer.size);
-        lab.collect("default");
-        assert!(is_present(&engine, &request).await.expect("an answer"));
-    });
-}
-
-#[test]
-fn a_restart_of_containerd_in_the_middle_is_survived() {
-    runtime().block_on(async {
-        let lab = Lab::start();
-        let image = TestImage::large(10, 8_000_000);
-        let slow = Memory {
-            pause: Duration::from_millis(40),
-            ..image.source()
-        };
-        let name = reference("r.example/app:1");
-        let request = request(&name, &image.choice, &slow);
-        let engine = lab.engine("default").await;
-        let locks = lab.path("locks");
-        let restart = async {
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-            lab.kill();
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            lab.run();
-        };
-        let (outcome, ()) = tokio::join!(pull_at(&engine, &request, &locks), restart);
-        let outcome = outcome.expect("a pull");
-        assert!(
-            slow.offsets
-                .lock()
-                .expect("not poisoned")
-                .iter()
-                .any(|o| *o > 0)
-        );
-        assert!(outcome.bytes.downloaded < 2 * image.layer(0).size);
-        assert!(is_present(&engine, &request).await.expect("an answer"));
-    });
-}
-
-#[test]
-fn a_full_disk_is_named_and_the_next_try_resumes() {
-    runtime().block_on(async {
-        let lab = Lab::small(12);
-        let image = TestImage::large(11, 20_000_000);
-        let source = image.source();
-        let name = reference("r.example/app:1");
-        let request = request(&name, &image.choice, &source);
-        let error = pull(&lab, "default", &request).await.expect_err("full");
-        assert_eq!(error.kind(), Kind::NoSpace, "{error:?}");
-        assert!(error.is_retryable());
-        let causes = error.causes().join("\n");
-        assert!(
-            causes.contains("free") && causes.contains("root"),
-            "{causes}"
-        );
-        lab.grow(100);
-        let outcome = pull(&lab, "default", &request).await.expect("room now");
-        assert!(outcome.bytes.resumed > 5_000_000, "{outcome:?}");
-    });
-}
-
-#[test]
-fn a_pull_of_ctr_at_the_same_time_succeeds_too() {
-    runtime().block_on(async {
-        let lab = Lab::start();
-        let image = TestImage::large(13, 5_000_000).alone();
-        let registry = Registry::start(&lab, 5213);
-        registry.push(&lab, &image, "app:1");
-        let name = reference("127.0.0.1:5213/app:1");
-        let engine = lab.engine("default").await;
-        // Whoever is first holds the ref and the other waits for it: both ways round.
-        for (ours_first, namespace) in [(true, "first"), (false, "second")] {
-            let slow = Memory {
-                pause: Duration::from_millis(30),
-                ..image.source()
-            };
-            let request = request(&name, &image.choice, &slow);
-            let engine = lab.engine(namespace).await;
-            let args = ["images", "pull", "--plain-http", "127.0.0.1:5213/app:1"];
-            let mut ctr = lab.command(namespace, &args);
-            ctr.stdout(Stdio::null()).stderr(Stdio::piped());
-            let locks = lab.path("locks");
-            let ours = async {
-                if !ours_first {
-                    tokio::time::sleep(Duration::from_millis(60)).await;
-                }
-                pull_at(&engine, &request, &locks).await
-            };
-            let theirs = async {
-                if ours_first {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-                let child = ctr.spawn().expect("ctr runs");
-                tokio::task::spawn_blocking(move || child.wait_with_output())
-                    .await
-                    .expect("joined")
-                    .expect("ctr ran")
-            };
-            let (ours, theirs) = tokio::join!(ours, theirs);
-            ours.expect("our pull");
-            let text = String::from_utf8_lossy(&theirs.stderr).into_owned();
-            assert!(theirs.status.success(), "{text}");
-            lab.collect(namespace);
-            assert!(is_present(&engine, &request).await.expect("an answer"));
-            let snapshots = lab.ctr(namespace, &["snapshots", "ls"]);
-            assert_eq!(snapshots.matches("Committed").count(), 1, "{snapshots}");
-            // The next namespace must not be given the blob by this one.
-            lab.ctr(
-                namespace,
-                &["images", "rm", "--sync", "127.0.0.1:5213/app:1"],
-            );
-        }
-        drop(engine);
-    });
-}
-
 /// The promise of a board with 512 MB. By itself, because the peak is the process's:
 /// `cargo test --release --test containerd -- --ignored --exact memory_stays_bounded`.
 #[test]
@@ -583,7 +248,7 @@ fn a_pull_of_ctr_at_the_same_time_succeeds_too() {
 fn memory_stays_bounded() {
     runtime().block_on(async {
         let lab = Lab::start();
-        let (image, source) = lab::huge(&[1, 2, 3, 4], 75 << 20);
+        let (image, source) = made::huge(&[1, 2, 3, 4], 75 << 20);
         let name = reference("r.example/app:1");
         let request = request(&name, &image.choice, &source);
         let before = lab::peak_memory();

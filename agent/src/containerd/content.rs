@@ -30,6 +30,9 @@ const READ_STALL: Duration = Duration::from_secs(60);
 /// Documents and configs that are read back whole are never larger (bytes).
 const MAX_DOCUMENT: u64 = 8 << 20;
 
+/// Longest name from an annotation that becomes part of an ingest ref (bytes).
+const MAX_REF_NAME: usize = 1024;
+
 /// What the store says about a blob that it has.
 #[derive(Debug, Clone)]
 pub struct BlobInfo {
@@ -222,6 +225,7 @@ impl Engine {
             error
                 .with_kind(Kind::StoreDamaged)
                 .during(format_args!("containerd's copy of {digest} is damaged"))
+                .hint("a power cut or a failing disk does this; delete the image and the blob (`ctr content rm`), and pull again")
         })
     }
 }
@@ -253,7 +257,10 @@ pub fn ingest_ref(descriptor: &Descriptor, attestations: bool) -> String {
         "unknown"
     };
     match descriptor.annotation("org.opencontainers.image.ref.name") {
-        Some(name) if !name.is_empty() => format!("{kind}-{name}@{}", descriptor.digest),
+        // A longer one is a stranger's trick: not sharing the download is all it costs.
+        Some(name) if !name.is_empty() && name.len() <= MAX_REF_NAME => {
+            format!("{kind}-{name}@{}", descriptor.digest)
+        }
         _ => format!("{kind}-{}", descriptor.digest),
     }
 }

@@ -104,6 +104,7 @@ impl Ingest<'_> {
             };
             if run.progress > 0 {
                 patience.renew();
+                surprises = 0;
             }
             match stop {
                 Stop::Again => surprises += 1,
@@ -161,6 +162,17 @@ impl Ingest<'_> {
         labels: &Labels,
     ) -> Result<Ingested> {
         supported(descriptor)?;
+        if bytes.len() as u64 != descriptor.size {
+            return Err(Error::new(
+                Kind::InvalidContent,
+                format_args!(
+                    "{} has {} bytes, but was announced with {}",
+                    descriptor.digest,
+                    bytes.len(),
+                    descriptor.size
+                ),
+            ));
+        }
         let mut patience = Patience::new();
         let mut surprises = 0;
         loop {

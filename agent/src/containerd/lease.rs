@@ -34,7 +34,7 @@ const LIFE: Duration = Duration::from_secs(24 * 3600);
 /// With less than this left a lease is replaced instead of used.
 const HALF_LIFE: Duration = Duration::from_secs(12 * 3600);
 /// How often a superseded lease is looked at for users.
-const USERS_POLL: Duration = Duration::from_secs(5);
+const USERS_POLL: Duration = Duration::from_secs(1);
 
 /// The lease of one image's pull. Generations change below it; take [`Lease::engine`]
 /// anew for every step.
@@ -172,7 +172,9 @@ impl Lease {
         }
     }
 
-    async fn renew(&self) -> Result<()> {
+    /// Makes the next generation at once. Returns when nobody uses the old one any more
+    /// and it is deleted.
+    pub async fn renew(&self) -> Result<()> {
         let (generation, old) = {
             let current = self.lock();
             (current.generation + 1, Arc::clone(&current.id))
@@ -225,6 +227,12 @@ impl Lease {
         let id = self.id();
         let found = self.engine.leases(&format!("id==\"{id}\"")).await?;
         Ok(found.iter().any(|lease| lease.id == id))
+    }
+
+    /// Kind (`content`, `ingests`, `snapshots/<name>`) and id of everything that it holds.
+    pub async fn resources(&self) -> Result<Vec<(String, String)>> {
+        let found = self.engine.resources(&self.id()).await?;
+        Ok(found.into_iter().map(|r| (r.r#type, r.id)).collect())
     }
 
     /// Deletes the lease, without waiting for a garbage collection. Only when the image
@@ -297,26 +305,29 @@ impl Engine {
         .await
     }
 
+    /// Everything that a lease holds; nothing if it is gone.
+    async fn resources(&self, lease: &str) -> Result<Vec<Resource>> {
+        let message = ListResourcesRequest {
+            id: lease.to_owned(),
+        };
+        let action = "list the lease's resources";
+        let answer = self
+            .call(action, METADATA, message, |c, r| async move {
+                client(c).list_resources(r).await
+            })
+            .await;
+        match answer {
+            Ok(answer) => Ok(answer.resources),
+            Err(failure) if matches!(failure.cause, Cause::Missing | Cause::LeaseLost) => {
+                Ok(Vec::new())
+            }
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
     /// Gives everything of `old` to `new`, then deletes `old`.
     async fn move_lease(&self, old: &str, new: &str) -> Result<()> {
-        let message = ListResourcesRequest { id: old.to_owned() };
-        let answer = self
-            .call(
-                "list the lease's resources",
-                METADATA,
-                message,
-                |c, r| async move { client(c).list_resources(r).await },
-            )
-            .await;
-        let resources = match answer {
-            Ok(answer) => answer.resources,
-            // Collected meanwhile, and what it had with it.
-            Err(failure) if matches!(failure.cause, Cause::Missing | Cause::LeaseLost) => {
-                return Ok(());
-            }
-            Err(failure) => return Err(failure.into()),
-        };
-        for resource in resources {
+        for resource in self.resources(old).await? {
             self.add_resource(new, resource).await?;
         }
         self.delete_lease(old).await

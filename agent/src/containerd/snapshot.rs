@@ -23,7 +23,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     kind::Kind,
-    oci::{ChainId, Descriptor},
+    oci::{ChainId, Descriptor, DiffId},
 };
 
 /// Tries to prepare a snapshot that is said to exist and then is not found.
@@ -38,6 +38,17 @@ pub enum Prepared {
     Active(ActiveSnapshot),
 }
 
+/// The layer that a snapshot is prepared for.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerOf<'a> {
+    pub layer: &'a Descriptor,
+    pub diff_id: &'a DiffId,
+    /// The snapshot's name when it is committed.
+    pub chain: &'a ChainId,
+    /// `None` for the lowest layer.
+    pub parent: Option<&'a ChainId>,
+}
+
 /// An active snapshot: must end in a commit or in a removal.
 #[derive(Debug, Clone)]
 pub struct ActiveSnapshot {
@@ -49,6 +60,14 @@ pub struct ActiveSnapshot {
 }
 
 impl ActiveSnapshot {
+    /// Whether the snapshotter brought the content itself (2.4 and later): what it hands
+    /// out read-only is only to be committed.
+    pub fn is_staged(&self) -> bool {
+        self.mounts
+            .last()
+            .is_some_and(|mount| mount.options.iter().any(|option| option == "ro"))
+    }
+
     /// Where the layer's files go, if the mounts say so plainly: the upper directory of
     /// an overlay, the source of a bind. In containerd's mount namespace.
     pub fn directory(&self) -> Option<&std::path::Path> {
@@ -106,15 +125,16 @@ impl Engine {
         Ok(u64::try_from(answer.size).unwrap_or_default())
     }
 
-    /// Prepares the snapshot of `layer`, whose chain is `chain`, on top of `parent`.
-    pub async fn prepare_layer(
-        &self,
-        snapshotter: &str,
-        layer: &Descriptor,
-        chain: &ChainId,
-        parent: Option<&ChainId>,
-    ) -> Outcome<Prepared> {
-        let labels = snapshot_labels(layer, chain);
+    /// Prepares the snapshot of a layer on top of its parent's.
+    pub async fn prepare_layer(&self, snapshotter: &str, of: LayerOf<'_>) -> Outcome<Prepared> {
+        let LayerOf {
+            layer,
+            chain,
+            parent,
+            ..
+        } = of;
+        let detailed = self.version_numbers().is_some_and(|v| v >= (2, 3));
+        let labels = snapshot_labels(of, detailed);
         let mut last = None;
         for _ in 0..PREPARE_TRIES {
             let key = unique_key(chain);
@@ -209,8 +229,10 @@ impl Engine {
 }
 
 /// `containerd.io/snapshot.ref`, and what the layer's publisher says to snapshotters.
-fn snapshot_labels(layer: &Descriptor, chain: &ChainId) -> Labels {
-    let mut labels: Labels = layer
+/// `detailed`: with the two labels that containerd's own clients add since 2.3.
+fn snapshot_labels(of: LayerOf<'_>, detailed: bool) -> Labels {
+    let mut labels: Labels = of
+        .layer
         .annotations
         .iter()
         .filter(|(key, value)| {
@@ -218,7 +240,16 @@ fn snapshot_labels(layer: &Descriptor, chain: &ChainId) -> Labels {
         })
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    labels.insert(SNAPSHOT_REF.to_owned(), chain.to_string());
+    labels.insert(SNAPSHOT_REF.to_owned(), of.chain.to_string());
+    if detailed {
+        labels.insert(format!("{SNAPSHOT_PREFIX}diff-id"), of.diff_id.to_string());
+        if let Some(parent) = of.parent {
+            labels.insert(
+                format!("{SNAPSHOT_PREFIX}parent-chain-id"),
+                parent.to_string(),
+            );
+        }
+    }
     labels
 }
 
@@ -263,11 +294,19 @@ mod tests {
         for key in ["containerd.io/snapshot/x", "org.example"] {
             layer.annotations.insert(key.to_owned(), "v".to_owned());
         }
-        let labels = snapshot_labels(&layer, &chain);
+        let diff_id = DiffId(Digest::of(b"a"));
+        let of = LayerOf {
+            layer: &layer,
+            diff_id: &diff_id,
+            chain: &chain,
+            parent: Some(&chain),
+        };
+        let labels = snapshot_labels(of, false);
         assert_eq!(labels.len(), 2);
         assert_eq!(
             labels.get(SNAPSHOT_REF).map(String::as_str),
             Some(chain.as_str())
         );
+        assert_eq!(snapshot_labels(of, true).len(), 4);
     }
 }

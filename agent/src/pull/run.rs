@@ -370,3 +370,18 @@ fn sum(documents: Ingested, layers: Ingested, below: u64, unpacked: u64) -> Byte
         written: downloaded + unpacked,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The daemon runs pulls as tasks of their own.
+    #[test]
+    fn a_pull_can_be_a_task() {
+        fn is_send<T: Send>(_: impl FnOnce() -> T) {}
+        is_send(|| async {
+            let (engine, request): (Engine, Request<'_>) = std::future::pending().await;
+            pull_into(&engine, &request, &Events::none(), Path::new("/")).await
+        });
+    }
+}

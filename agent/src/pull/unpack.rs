@@ -12,7 +12,7 @@ use crate::{
         Cause, Engine, Failure, Lease,
         diff::Applied,
         labels::{Labels, UNCOMPRESSED, gc_snapshot_key},
-        snapshot::{ActiveSnapshot, Prepared},
+        snapshot::{ActiveSnapshot, LayerOf, Prepared},
     },
     error::{Error, Result},
     event::{Event, Events},
@@ -94,9 +94,13 @@ impl Unpacker<'_> {
         parent: Option<&ChainId>,
     ) -> Result<Option<u64>, Failure> {
         let other = |error: Error| Failure::new(Cause::Other, error);
-        let prepared = engine
-            .prepare_layer(self.snapshotter, &step.layer, &step.chain, parent)
-            .await?;
+        let of = LayerOf {
+            layer: &step.layer,
+            diff_id: &step.diff_id,
+            chain: &step.chain,
+            parent,
+        };
+        let prepared = engine.prepare_layer(self.snapshotter, of).await?;
         let snapshot = match prepared {
             Prepared::Exists => {
                 self.lease
@@ -108,6 +112,11 @@ impl Unpacker<'_> {
             Prepared::Active(snapshot) => snapshot,
         };
         self.set_active(Some(snapshot.clone()));
+        if snapshot.is_staged() {
+            engine.commit_layer(&snapshot).await?;
+            self.set_active(None);
+            return Ok(None);
+        }
         self.events.emit(&Event::Unpacking {
             reference: self.reference.to_owned(),
             digest: step.layer.digest.clone(),
