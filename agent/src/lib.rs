@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod containerd;
 pub mod error;
 pub mod event;
 pub mod kind;
 pub mod layout;
 pub mod oci;
+pub mod pull;
 pub mod redact;
 pub mod registry;
 pub mod source;

@@ -1,29 +1,38 @@
-//! The chosen image, on its way from `resolve` to a store.
+//! The chosen image: what the resolver hands to the pipeline.
 
 use edgepull_platform::Platform;
 
-use crate::oci::{Document, DocumentKind, Manifest, Verified};
+use crate::oci::{Descriptor, Document, DocumentKind, Manifest, Verified};
 
-/// One image out of what a reference offers, with everything needed to fetch it.
+/// One image of a reference, chosen by platform, with every document on the way to it.
 #[derive(Debug, Clone)]
 pub struct Choice {
     /// What the reference resolves to (index or manifest): the image record's target.
     pub root: Document,
     /// Nested indexes from the root (exclusive) down to the leaf (exclusive).
     pub ancestors: Vec<Document>,
-    /// The image manifest.
+    /// The manifest (`DocumentKind::Manifest`).
     pub leaf: Document,
-    /// The raw config, verified.
+    /// The raw image config.
     pub config: Verified,
-    /// What the label (index entry, else config) says it is for.
+    /// The platform that the choice is for; `None` for what names none.
     pub platform: Option<Platform>,
-    /// The record must point at the manifest, because the store's reader would take
-    /// another entry of the index.
+    /// `--variant best` outside `selects`: the record points at the manifest, because
+    /// containerd looks up by its own platform and not by what is present.
     pub target_is_leaf: bool,
 }
 
 impl Choice {
-    /// The manifest of the leaf; `None` only if somebody built a choice around an index.
+    /// What the image record points at.
+    pub fn target(&self) -> &Descriptor {
+        if self.target_is_leaf {
+            &self.leaf.descriptor
+        } else {
+            &self.root.descriptor
+        }
+    }
+
+    /// The leaf's manifest; `None` if the leaf is no manifest.
     pub fn manifest(&self) -> Option<&Manifest> {
         match &self.leaf.kind {
             DocumentKind::Manifest(manifest) => Some(manifest),
@@ -31,8 +40,14 @@ impl Choice {
         }
     }
 
-    /// The document that the image record points at.
-    pub fn target(&self) -> &Document {
-        if self.target_is_leaf { &self.leaf } else { &self.root }
+    /// The documents that the store needs, from the top down, each once.
+    pub fn documents(&self) -> Vec<&Document> {
+        if self.target_is_leaf || self.root.descriptor.digest == self.leaf.descriptor.digest {
+            return vec![&self.leaf];
+        }
+        let mut documents = vec![&self.root];
+        documents.extend(&self.ancestors);
+        documents.push(&self.leaf);
+        documents
     }
 }

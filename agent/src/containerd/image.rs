@@ -1,0 +1,237 @@
+//! Image records.
+
+use containerd_client::services::v1::{
+    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
+    UpdateImageRequest, images_client::ImagesClient,
+};
+use prost_types::FieldMask;
+use tonic::transport::Channel;
+
+use super::{
+    client::{Engine, MAX_MESSAGE, METADATA},
+    diff::descriptor,
+    failure::{Cause, Failure},
+    labels::Labels,
+};
+use crate::{
+    error::{Error, Result},
+    kind::Kind,
+    oci::{Descriptor, Digest, MediaType},
+};
+
+/// Rounds of "create, it exists, update, it is gone" before somebody must be blamed.
+const PUT_TRIES: usize = 8;
+
+/// An image record as it is in the store.
+#[derive(Debug, Clone)]
+pub struct ImageRecord {
+    pub name: String,
+    pub target: Descriptor,
+    pub labels: Labels,
+}
+
+/// What [`Engine::put_image`] had to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    Created,
+    Updated,
+    Unchanged,
+}
+
+impl ImageRecord {
+    /// Whether it points at `target` and carries all of `labels`.
+    pub fn is(&self, target: &Descriptor, labels: &Labels) -> bool {
+        self.target.digest == target.digest
+            && labels
+                .iter()
+                .all(|(key, value)| self.labels.get(key) == Some(value))
+    }
+
+    fn decode(image: Image) -> Option<Self> {
+        let target = image.target?;
+        let digest = Digest::parse(&target.digest).ok()?;
+        let size = u64::try_from(target.size).unwrap_or_default();
+        Some(Self {
+            name: image.name,
+            target: Descriptor::new(MediaType::parse(&target.media_type), digest, size),
+            labels: image.labels,
+        })
+    }
+}
+
+fn client(channel: Channel) -> ImagesClient<Channel> {
+    ImagesClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+}
+
+impl Engine {
+    /// The record `name`; `None` if there is none.
+    pub async fn image(&self, name: &str) -> Result<Option<ImageRecord>> {
+        let message = GetImageRequest {
+            name: name.to_owned(),
+        };
+        let action = format!("look up image `{name}`");
+        let answer = self
+            .call(&action, METADATA, message, |c, r| async move {
+                client(c).get(r).await
+            })
+            .await;
+        match answer {
+            Ok(answer) => Ok(answer.image.and_then(ImageRecord::decode)),
+            Err(failure) if failure.cause == Cause::Missing => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// The records that any of `filters` matches (containerd's filter language); all of
+    /// them without a filter.
+    pub async fn images(&self, filters: Vec<String>) -> Result<Vec<ImageRecord>> {
+        let message = ListImagesRequest { filters };
+        let answer = self
+            .call("list images", METADATA, message, |c, r| async move {
+                client(c).list(r).await
+            })
+            .await?;
+        Ok(answer
+            .images
+            .into_iter()
+            .filter_map(ImageRecord::decode)
+            .collect())
+    }
+
+    /// Makes the record `name` point at `target` with `labels`, and leaves every label of
+    /// others alone. `when_created` is added only to a record that did not exist.
+    pub async fn put_image(
+        &self,
+        name: &str,
+        target: &Descriptor,
+        labels: &Labels,
+        when_created: &Labels,
+    ) -> Result<Put> {
+        let mut last = None;
+        for _ in 0..PUT_TRIES {
+            let done = match self.image(name).await? {
+                Some(record) if record.is(target, labels) => return Ok(Put::Unchanged),
+                Some(_) => self.update_image(name, target, labels).await,
+                None => self.create_image(name, target, labels, when_created).await,
+            };
+            match done {
+                Ok(put) => return Ok(put),
+                // Somebody else was between our two calls.
+                Err(failure) if matches!(failure.cause, Cause::Exists | Cause::Missing) => {
+                    last = Some(failure);
+                }
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        let error = Error::new(
+            Kind::Unavailable,
+            format_args!("image record `{name}` changes faster than it can be written"),
+        );
+        Err(match last {
+            Some(failure) => error.because(failure.error),
+            None => error,
+        })
+    }
+
+    async fn create_image(
+        &self,
+        name: &str,
+        target: &Descriptor,
+        labels: &Labels,
+        when_created: &Labels,
+    ) -> Result<Put, Failure> {
+        let mut all = when_created.clone();
+        all.extend(labels.clone());
+        let message = CreateImageRequest {
+            image: Some(Image {
+                name: name.to_owned(),
+                labels: all,
+                target: Some(descriptor(target)),
+                ..Image::default()
+            }),
+            ..CreateImageRequest::default()
+        };
+        let action = format!("create image `{name}`");
+        self.call(&action, METADATA, message, |c, r| async move {
+            client(c).create(r).await
+        })
+        .await?;
+        Ok(Put::Created)
+    }
+
+    async fn update_image(
+        &self,
+        name: &str,
+        target: &Descriptor,
+        labels: &Labels,
+    ) -> Result<Put, Failure> {
+        // Without a mask the update would drop the labels of everybody else.
+        let mut paths = vec!["target".to_owned()];
+        paths.extend(labels.keys().map(|key| format!("labels.{key}")));
+        let message = UpdateImageRequest {
+            image: Some(Image {
+                name: name.to_owned(),
+                labels: labels.clone(),
+                target: Some(descriptor(target)),
+                ..Image::default()
+            }),
+            update_mask: Some(FieldMask { paths }),
+            ..UpdateImageRequest::default()
+        };
+        let action = format!("update image `{name}`");
+        self.call(&action, METADATA, message, |c, r| async move {
+            client(c).update(r).await
+        })
+        .await?;
+        Ok(Put::Updated)
+    }
+
+    /// Sets (or, with an empty value, removes) labels of a record; `false` if the record
+    /// does not exist.
+    pub async fn label_image(&self, name: &str, labels: Labels) -> Result<bool> {
+        let message = UpdateImageRequest {
+            update_mask: Some(FieldMask {
+                paths: labels.keys().map(|key| format!("labels.{key}")).collect(),
+            }),
+            image: Some(Image {
+                name: name.to_owned(),
+                labels,
+                ..Image::default()
+            }),
+            ..UpdateImageRequest::default()
+        };
+        let action = format!("label image `{name}`");
+        let answer = self
+            .call(&action, METADATA, message, |c, r| async move {
+                client(c).update(r).await
+            })
+            .await;
+        match answer {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.cause == Cause::Missing => Ok(false),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Deletes the record `name`; `false` if there was none. What only it held is
+    /// collected by containerd's next garbage collection.
+    pub async fn delete_image(&self, name: &str) -> Result<bool> {
+        let message = DeleteImageRequest {
+            name: name.to_owned(),
+            // A synchronous delete waits for a garbage collection of all namespaces.
+            sync: false,
+            target: None,
+        };
+        let action = format!("delete image `{name}`");
+        let answer = self
+            .call(&action, METADATA, message, |c, r| async move {
+                client(c).delete(r).await
+            })
+            .await;
+        match answer {
+            Ok(()) => Ok(true),
+            Err(failure) if failure.cause == Cause::Missing => Ok(false),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+}
