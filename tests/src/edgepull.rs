@@ -16,14 +16,13 @@ use crate::tools::{Lab, RunDir, beside_the_test};
 const LIMIT: Duration = Duration::from_secs(100);
 
 /// Environment that would make a call depend on the machine.
-const FOREIGN: [&str; 14] = [
+const FOREIGN: [&str; 13] = [
     "CONTAINERD_ADDRESS",
     "CONTAINERD_NAMESPACE",
     "CONTAINERD_SNAPSHOTTER",
     "REGISTRY_AUTH_FILE",
     "DOCKER_AUTH_CONFIG",
     "CREDENTIALS_DIRECTORY",
-    "EDGEPULL_CONFIG",
     "EDGEPULL_LOG",
     "XDG_RUNTIME_DIR",
     "HTTP_PROXY",
@@ -46,11 +45,14 @@ impl Edgepull {
     #[track_caller]
     pub fn new<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
         let home = Lab::get().run_dir("home");
+        let config = home.path().join("config.toml");
+        fs::write(&config, "").unwrap();
         let mut command = process::tied(Lab::get().edgepull());
         command
             .args(args)
             .env("HOME", home.path())
             .env("DOCKER_CONFIG", home.path())
+            .env("EDGEPULL_CONFIG", config)
             .env("NO_COLOR", "1");
         for name in FOREIGN {
             command.env_remove(name);
@@ -158,6 +160,21 @@ pub struct Started {
 }
 
 impl Started {
+    /// Waits for its end, then looks at something in the call's [`Edgepull::home`] before that
+    /// goes away.
+    #[track_caller]
+    pub fn wait_and<T>(self, look: impl FnOnce() -> T) -> (Run, T) {
+        let Self { running, home } = self;
+        let output = running.wait_within(LIMIT);
+        let seen = look();
+        drop(home);
+        let run = Run {
+            output,
+            peak_kib: None,
+        };
+        (run, seen)
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn wait(self) -> Run {

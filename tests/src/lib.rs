@@ -11,6 +11,8 @@
 //! - [`registry`]: Debian's docker-registry on a free port; [`http`] is the client that pushes.
 //! - [`faulty`]: a registry that misbehaves by script and writes down every request.
 //! - [`image`]: deterministic OCI layouts of every shape the scenarios need.
+//! - [`scene`]: a registry with an image and a daemon, ready to pull; [`on_each_containerd`].
+//! - [`tree`]: what a snapshot is made of, to the attribute.
 //! - [`edgepull`]: the program under test: run it, parse its report, weigh it.
 #![allow(
     clippy::unwrap_used,
@@ -26,4 +28,6 @@ pub mod http;
 pub mod image;
 pub mod process;
 pub mod registry;
+pub mod scene;
 pub mod tools;
+pub mod tree;

@@ -179,16 +179,17 @@ impl Layout {
     /// itself when there is no index.
     #[track_caller]
     pub fn manifest(&self, name: &str, platform: &super::Platform) -> String {
-        let top = self.digest(name);
-        let document = self.json(&top);
-        let Some(entries) = document["manifests"].as_array() else {
-            return top;
-        };
-        entries
-            .iter()
-            .find(|entry| platform.is(&entry["platform"]))
-            .and_then(|entry| Some(entry["digest"].as_str()?.to_owned()))
+        self.leaf(&self.digest(name), platform)
             .unwrap_or_else(|| panic!("{name} offers no {platform}"))
+    }
+
+    fn leaf(&self, digest: &str, platform: &super::Platform) -> Option<String> {
+        let document = self.json(digest);
+        let Some(entries) = document["manifests"].as_array() else {
+            return Some(digest.to_owned());
+        };
+        let entry = entries.iter().find(|entry| platform.is(&entry["platform"]))?;
+        self.leaf(entry["digest"].as_str()?, platform)
     }
 
     /// Everything a manifest needs: the config's and the layers' digests.

@@ -1,5 +1,7 @@
 //! The shapes the scenarios ask for. Each is tagged `latest` in a layout of its own.
 
+use std::sync::{Mutex, PoisonError};
+
 use serde_json::{Value, json};
 
 use super::build::{Image, Platform, index, media};
@@ -13,6 +15,15 @@ pub const AMD64: Platform = Platform::new("linux", "amd64", "");
 pub const ARM64: Platform = Platform::new("linux", "arm64", "");
 /// `linux/arm/v7`.
 pub const ARM_V7: Platform = Platform::new("linux", "arm", "v7");
+/// The platform of the machine the tests run on.
+pub fn host() -> Platform {
+    match std::env::consts::ARCH {
+        "aarch64" => ARM64,
+        "arm" => ARM_V7,
+        _ => AMD64,
+    }
+}
+
 /// What [`hello`] offers.
 pub const HELLO: [Platform; 3] = [AMD64, ARM64, ARM_V7];
 
@@ -88,7 +99,7 @@ pub fn nested() -> Layout {
     let layout = Layout::new();
     let inner = hello_entries(&layout, &HELLO, false);
     let (_, mut inner) = index(&layout, &inner);
-    inner["platform"] = AMD64.json();
+    inner["platform"] = host().json();
     finish(layout, &[inner])
 }
 
@@ -178,7 +189,7 @@ pub fn schema1() -> Layout {
 pub fn tricky() -> Layout {
     let layout = Layout::new();
     let long = format!("long/{}/{}", "d".repeat(120), "f".repeat(120));
-    let base = base_layer(&layout, "amd64")
+    let base = base_layer(&layout, host().arch)
         .dir("keep")
         .file("keep/stays", 0o644, b"stays")
         .file("keep/goes", 0o644, b"goes")
@@ -233,8 +244,8 @@ pub fn tricky() -> Layout {
         .file(&long, 0o644, b"long")
         .whiteout("links/soft")
         .file("links/soft", 0o644, b"now a file")
-        .file("hello", 0o755, b"#!/bin/sh\necho hello from amd64\n");
-    let entry = Image::new(&layout, AMD64)
+        .file("hello", 0o755, format!("#!/bin/sh\necho hello from {}\n", host().arch).as_bytes());
+    let entry = Image::new(&layout, host())
         .layer(base)
         .layer(second)
         .layer(third)
@@ -249,18 +260,22 @@ const CAP_NET_RAW: &[u8] = &[
     0x01, 0x00, 0x00, 0x02, 0x00, 0x20, 0x00, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
-/// An amd64 image with `layers` more layers of `each` incompressible bytes. Made once, kept
+/// An image for this machine with `layers` more layers of `each` incompressible bytes. Made once, kept
 /// under the lab's cache.
 #[track_caller]
 pub fn big(layers: u64, each: u64) -> Layout {
-    let path = Lab::get().cache().join(format!("big-{layers}x{each}"));
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let arch = host().arch;
+    let path = Lab::get().cache().join(format!("big-{arch}-{layers}x{each}"));
     let layout = Layout::at(&path);
     if layout.find(TAG).is_some() {
         return layout;
     }
-    let mut image = Image::new(&layout, AMD64)
-        .layer(base_layer(&layout, "amd64"))
-        .entrypoint(&["/bin/sh", "-c", "echo hello from amd64"]);
+    let say = format!("echo hello from {arch}");
+    let mut image = Image::new(&layout, host())
+        .layer(base_layer(&layout, arch))
+        .entrypoint(&["/bin/sh", "-c", &say]);
     for n in 0..layers {
         let layer = Layer::stored(&layout).noise(&format!("data/noise-{n}"), each, n + 1);
         image = image.layer(layer);
@@ -273,7 +288,7 @@ pub fn big(layers: u64, each: u64) -> Layout {
 #[track_caller]
 pub fn bare_config_only() -> Layout {
     let layout = Layout::new();
-    let mut entries = hello_entries(&layout, &[AMD64], false);
+    let mut entries = hello_entries(&layout, &[host()], false);
     for entry in &mut entries {
         entry.as_object_mut().unwrap().remove("platform");
     }
