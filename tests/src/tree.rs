@@ -46,7 +46,10 @@ pub fn of(dir: &Path) -> Tree {
         entry.read_to_end(&mut content).unwrap();
         let header = entry.header();
         let mtime = header.mtime().unwrap();
-        let device = (header.device_major().unwrap(), header.device_minor().unwrap());
+        let device = (
+            header.device_major().unwrap(),
+            header.device_minor().unwrap(),
+        );
         let time = if mtime > YOUNG {
             "now".to_owned()
         } else {
@@ -71,8 +74,12 @@ pub fn of(dir: &Path) -> Tree {
 pub fn layer_dirs(daemon: &Containerd, namespace: &str, chain: &[String]) -> Vec<PathBuf> {
     let top = chain.last().expect("an image has layers");
     let key = format!("edgepull-lab-view-{}", &top[7..19]);
-    daemon.ctr(namespace, &["snapshots", "view", &key, top]).ok();
-    let mounts = daemon.ctr(namespace, &["snapshots", "mounts", "/lab", &key]).ok();
+    daemon
+        .ctr(namespace, &["snapshots", "view", &key, top])
+        .ok();
+    let mounts = daemon
+        .ctr(namespace, &["snapshots", "mounts", "/lab", &key])
+        .ok();
     daemon.ctr(namespace, &["snapshots", "rm", &key]).ok();
     let text = mounts.text();
     let lower = text
@@ -107,11 +114,21 @@ pub fn layers(daemon: &Containerd, namespace: &str, chain: &[String]) -> Vec<Tre
 #[track_caller]
 pub fn assert_same(what: &str, ours: &Tree, theirs: &Tree) {
     let mut differences = Vec::new();
-    for path in ours.keys().chain(theirs.keys().filter(|path| !ours.contains_key(*path))) {
+    for path in ours
+        .keys()
+        .chain(theirs.keys().filter(|path| !ours.contains_key(*path)))
+    {
         let (our, their) = (ours.get(path), theirs.get(path));
         if our != their {
-            differences.push(format!("{}\n  ours:   {our:?}\n  theirs: {their:?}", path.display()));
+            differences.push(format!(
+                "{}\n  ours:   {our:?}\n  theirs: {their:?}",
+                path.display()
+            ));
         }
     }
-    assert!(differences.is_empty(), "{what}:\n{}", differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "{what}:\n{}",
+        differences.join("\n")
+    );
 }

@@ -15,9 +15,29 @@ fn edgepull(args: &[&str]) -> Run {
 
 /// All verbs of the contract. One that does not work yet is not in `--help`.
 const VERBS: [&str; 23] = [
-    "detect", "inspect", "explain", "check", "pull", "verify", "smoke", "agent", "status", "sync",
-    "wait", "images", "rm", "prune", "repair", "export", "import", "index", "completions", "man",
-    "version", "help", "no-such-verb",
+    "detect",
+    "inspect",
+    "explain",
+    "check",
+    "pull",
+    "verify",
+    "smoke",
+    "agent",
+    "status",
+    "sync",
+    "wait",
+    "images",
+    "rm",
+    "prune",
+    "repair",
+    "export",
+    "import",
+    "index",
+    "completions",
+    "man",
+    "version",
+    "help",
+    "no-such-verb",
 ];
 
 #[test]
@@ -55,7 +75,11 @@ fn misuse_is_exit_2() {
     ] {
         let run = edgepull(args).exits(2);
         assert!(!run.output.stderr.is_empty(), "{}", run.output.transcript());
-        assert!(run.text().is_empty(), "stdout is data: {}", run.output.transcript());
+        assert!(
+            run.text().is_empty(),
+            "stdout is data: {}",
+            run.output.transcript()
+        );
     }
 }
 
@@ -79,7 +103,10 @@ fn the_version_is_the_same_everywhere() {
 fn completions_and_the_manual_come_from_the_program() {
     for shell in ["bash", "zsh", "fish"] {
         let text = edgepull(&["completions", shell]).exits(0).text();
-        assert!(text.contains("edgepull") && text.contains("pull"), "{shell}");
+        assert!(
+            text.contains("edgepull") && text.contains("pull"),
+            "{shell}"
+        );
     }
     edgepull(&["completions", "no-such-shell"]).exits(2);
     assert!(edgepull(&["man"]).exits(0).text().contains(".TH"));
@@ -89,21 +116,36 @@ fn completions_and_the_manual_come_from_the_program() {
 #[test]
 fn a_missing_platform_is_told_in_full() {
     let scene = Scene::new(Version::V1_7, image::only_s390x());
-    let call = Edgepull::new(["pull"]).on(&scene.daemon, "lab").arg(&scene.reference);
+    let call = Edgepull::new(["pull"])
+        .on(&scene.daemon, "lab")
+        .arg(&scene.reference);
     let run = call.run().exits(3);
     let text = &run.output.stderr;
     let line = |start: &str| {
-        let found = text.lines().position(|line| line.trim_start().starts_with(start));
+        let found = text
+            .lines()
+            .position(|line| line.trim_start().starts_with(start));
         found.unwrap_or_else(|| panic!("no {start} line\n{}", run.output.transcript()))
     };
-    let order = [line("error:"), line("wanted:"), line("offered:"), line("hint:")];
+    let order = [
+        line("error:"),
+        line("wanted:"),
+        line("offered:"),
+        line("hint:"),
+    ];
     assert!(order.is_sorted(), "{text}");
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines[order[0]].contains(&scene.reference), "{text}");
-    assert!(lines[order[1]].contains(&image::host().to_string()), "{text}");
+    assert!(
+        lines[order[1]].contains(&image::host().to_string()),
+        "{text}"
+    );
     assert!(lines[order[2]].contains("linux/s390x"), "{text}");
     assert!(lines[order[3]].len() > "hint: ".len(), "{text}");
-    assert!(!text.contains('\u{1b}') && !text.contains("panicked"), "{text}");
+    assert!(
+        !text.contains('\u{1b}') && !text.contains("panicked"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -118,5 +160,9 @@ fn a_closed_pipe_is_not_an_error() {
     let mut shell = std::process::Command::new("bash");
     let output = edgepull_tests::process::run(shell.args(["-c", &script]));
     assert_eq!(output.code, Some(0), "{}", output.transcript());
-    assert!(!output.stderr.contains("panicked"), "{}", output.transcript());
+    assert!(
+        !output.stderr.contains("panicked"),
+        "{}",
+        output.transcript()
+    );
 }

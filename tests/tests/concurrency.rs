@@ -16,7 +16,10 @@ use edgepull_tests::scene::{NAMESPACE, Scene};
 
 /// Slow enough that both are in the middle of it at the same time: about half a second a blob.
 fn slowly() -> Rule {
-    Rule::on(Kind::Blob, Action::Slow(64 << 10, Duration::from_millis(40)))
+    Rule::on(
+        Kind::Blob,
+        Action::Slow(64 << 10, Duration::from_millis(40)),
+    )
 }
 
 fn scene(version: Version) -> Scene {
@@ -32,8 +35,14 @@ fn each_blob_once(scene: &Scene) {
         }
     }
     for (digest, bytes) in sent {
-        let size = std::fs::metadata(scene.layout().blob_path(&digest)).unwrap().len();
-        assert!(bytes <= size, "{digest} twice:\n{}", scene.registry.transcript());
+        let size = std::fs::metadata(scene.layout().blob_path(&digest))
+            .unwrap()
+            .len();
+        assert!(
+            bytes <= size,
+            "{digest} twice:\n{}",
+            scene.registry.transcript()
+        );
     }
 }
 
@@ -41,10 +50,19 @@ fn two_of_ours_share_one_download(version: Version) {
     let scene = scene(version);
     let start = || scene.verb("pull").arg(&scene.reference).start();
     let (one, other) = (start(), start());
-    let (one, other) = (one.wait().exits(0).element(), other.wait().exits(0).element());
-    let states = [one["status"].as_str().unwrap(), other["status"].as_str().unwrap()];
+    let (one, other) = (
+        one.wait().exits(0).element(),
+        other.wait().exits(0).element(),
+    );
+    let states = [
+        one["status"].as_str().unwrap(),
+        other["status"].as_str().unwrap(),
+    ];
     assert!(states.contains(&"pulled"), "{states:?}");
-    assert!(states.iter().all(|s| matches!(*s, "pulled" | "present")), "{states:?}");
+    assert!(
+        states.iter().all(|s| matches!(*s, "pulled" | "present")),
+        "{states:?}"
+    );
     each_blob_once(&scene);
     assert!(scene.daemon.leases(NAMESPACE).is_empty());
     scene.greets();
@@ -101,7 +119,14 @@ fn one_call_with_several_references() {
     let others = ["lab/b", "lab/c"].map(|name| scene.registry.reference(name, "latest"));
     let call = scene.verb("pull").arg(&scene.reference).args(&others);
     let elements = call.run().exits(0).elements();
-    let references: Vec<&str> = elements.iter().map(|e| e["reference"].as_str().unwrap()).collect();
-    assert_eq!(references, [scene.reference.as_str(), &others[0], &others[1]], "in order");
+    let references: Vec<&str> = elements
+        .iter()
+        .map(|e| e["reference"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        references,
+        [scene.reference.as_str(), &others[0], &others[1]],
+        "in order"
+    );
     each_blob_once(&scene);
 }

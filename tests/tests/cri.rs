@@ -45,22 +45,37 @@ fn as_kubelet_would(records: &Records, scene: &Scene) {
     let found: Vec<&String> = records.keys().collect();
     assert_eq!(found, names(scene).iter().collect::<Vec<_>>());
     for (name, labels) in records {
-        assert_eq!(labels.get(MANAGED).map(String::as_str), Some("managed"), "{name}");
+        assert_eq!(
+            labels.get(MANAGED).map(String::as_str),
+            Some("managed"),
+            "{name}"
+        );
     }
 }
 
 fn three_records_without_cri(version: Version) {
     let scene = Scene::new(version, image::hello());
-    scene.verb_in(K8S, "pull").arg(&scene.reference).run().exits(0);
+    scene
+        .verb_in(K8S, "pull")
+        .arg(&scene.reference)
+        .run()
+        .exits(0);
     as_kubelet_would(&records(&scene), &scene);
-    assert_eq!(scene.daemon.run(K8S, &scene.reference, &[]).ok().text(), greeting());
+    assert_eq!(
+        scene.daemon.run(K8S, &scene.reference, &[]).ok().text(),
+        greeting()
+    );
     scene.daemon.collect_garbage(K8S);
     as_kubelet_would(&records(&scene), &scene);
 }
 
 fn three_records_with_cri(version: Version) {
     let mut scene = Scene::with(Setup::new(version).cri(), image::hello(), []);
-    scene.verb_in(K8S, "pull").arg(&scene.reference).run().exits(0);
+    scene
+        .verb_in(K8S, "pull")
+        .arg(&scene.reference)
+        .run()
+        .exits(0);
     as_kubelet_would(&records(&scene), &scene);
     // CRI reads them all again when it starts, and leaves them as they are.
     scene.daemon.restart();
@@ -71,21 +86,32 @@ fn three_records_with_cri(version: Version) {
 
 fn a_pin_is_where_kubelet_does_not_drop_it(version: Version) {
     let scene = Scene::new(version, image::hello());
-    let call = scene.verb_in(K8S, "pull").arg(&scene.reference).arg("--pin");
+    let call = scene
+        .verb_in(K8S, "pull")
+        .arg(&scene.reference)
+        .arg("--pin");
     call.run().exits(0);
     let records = records(&scene);
     as_kubelet_would(&records, &scene);
     for (name, labels) in &records {
         // A re-pull by kubelet drops labels of the tag's record; the others keep theirs.
         if *name != scene.reference {
-            assert_eq!(labels.get(PINNED).map(String::as_str), Some("pinned"), "{name}");
+            assert_eq!(
+                labels.get(PINNED).map(String::as_str),
+                Some("pinned"),
+                "{name}"
+            );
         }
     }
 }
 
 fn without_a_pin_there_is_none(version: Version) {
     let scene = Scene::new(version, image::hello());
-    scene.verb_in(K8S, "pull").arg(&scene.reference).run().exits(0);
+    scene
+        .verb_in(K8S, "pull")
+        .arg(&scene.reference)
+        .run()
+        .exits(0);
     for (name, labels) in records(&scene) {
         assert!(!labels.contains_key(PINNED), "{name}");
     }
@@ -103,8 +129,16 @@ on_each_containerd!(
 fn docker_runs_what_we_pulled() {
     let scene = Scene::new(Version::V2, image::hello());
     let docker = edgepull_tests::docker::Docker::start(&scene.daemon);
-    scene.verb_in("moby", "pull").arg(&scene.reference).run().exits(0);
-    assert_eq!(scene.daemon.images("moby"), [scene.reference.as_str()], "one record, no CRI's");
+    scene
+        .verb_in("moby", "pull")
+        .arg(&scene.reference)
+        .run()
+        .exits(0);
+    assert_eq!(
+        scene.daemon.images("moby"),
+        [scene.reference.as_str()],
+        "one record, no CRI's"
+    );
     assert_eq!(docker.tags(), [scene.reference.as_str()]);
     let (code, text) = docker.run(&scene.reference);
     assert_eq!((code, text.replace('\r', "")), (0, greeting()));

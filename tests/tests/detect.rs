@@ -20,7 +20,11 @@ fn printed(program: &str, args: &[&str]) -> String {
 }
 
 fn strings(list: &Value) -> Vec<&str> {
-    list.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
+    list.as_array()
+        .unwrap()
+        .iter()
+        .map(|v| v.as_str().unwrap())
+        .collect()
 }
 
 #[test]
@@ -28,8 +32,21 @@ fn the_document_has_every_field_and_agrees_with_the_machine() {
     let document = Edgepull::new(["detect"]).json().run().exits(0).document();
     assert_eq!(document["schema"], "edgepull.host/1");
     for key in [
-        "platform", "os", "architecture", "variant", "userland", "kernel", "machine", "page_size",
-        "aarch32_el0", "cpu_level", "runs", "selects", "engine", "evidence", "warnings",
+        "platform",
+        "os",
+        "architecture",
+        "variant",
+        "userland",
+        "kernel",
+        "machine",
+        "page_size",
+        "aarch32_el0",
+        "cpu_level",
+        "runs",
+        "selects",
+        "engine",
+        "evidence",
+        "warnings",
     ] {
         assert!(document.get(key).is_some(), "no {key}: {document}");
     }
@@ -38,14 +55,26 @@ fn the_document_has_every_field_and_agrees_with_the_machine() {
     let pages: u64 = printed("getconf", &["PAGESIZE"]).parse().unwrap();
     assert_eq!(document["page_size"], pages);
     if host().arch == "amd64" {
-        assert_eq!(document["aarch32_el0"], false, "no core of amd64 runs Arm code");
+        assert_eq!(
+            document["aarch32_el0"], false,
+            "no core of amd64 runs Arm code"
+        );
         assert!(document["cpu_level"].is_string());
     }
     let runs = document["runs"].as_array().unwrap();
     assert_eq!(runs[0]["how"], "native");
     for run in runs {
-        assert!(run["platform"].is_string() && run.get("interpreter").is_some(), "{run}");
-        assert!(matches!(run["how"].as_str(), Some("native" | "compat32" | "emulated")), "{run}");
+        assert!(
+            run["platform"].is_string() && run.get("interpreter").is_some(),
+            "{run}"
+        );
+        assert!(
+            matches!(
+                run["how"].as_str(),
+                Some("native" | "compat32" | "emulated")
+            ),
+            "{run}"
+        );
     }
     let evidence = document["evidence"].as_array().unwrap();
     assert!(!evidence.is_empty());
@@ -59,18 +88,29 @@ fn the_document_has_every_field_and_agrees_with_the_machine() {
 #[test]
 fn the_text_names_the_platform() {
     let run = Edgepull::new(["detect"]).run().exits(0);
-    assert!(run.text().contains(&host().to_string()), "{}", run.output.transcript());
+    assert!(
+        run.text().contains(&host().to_string()),
+        "{}",
+        run.output.transcript()
+    );
     assert!(!run.text().contains('\u{1b}'), "no colour into a pipe");
 }
 
 fn the_engine_is_named(version: Version) {
     let daemon = Containerd::start(version);
-    let run = Edgepull::new(["detect"]).json().on(&daemon, "lab").run().exits(0);
+    let run = Edgepull::new(["detect"])
+        .json()
+        .on(&daemon, "lab")
+        .run()
+        .exits(0);
     let document = run.document();
     let engine = &document["engine"];
     assert_eq!(engine["address"], daemon.address().to_str().unwrap());
     assert!(
-        engine["version"].as_str().unwrap().contains(&version.exact()),
+        engine["version"]
+            .as_str()
+            .unwrap()
+            .contains(&version.exact()),
         "{engine}"
     );
     assert_eq!(engine["platform"], host().to_string());
@@ -78,7 +118,10 @@ fn the_engine_is_named(version: Version) {
     assert_eq!(selects[0], host().to_string());
     if host().arch == "amd64" {
         // containerd's own vector for amd64, less nothing: 386 is assumed unless disproved.
-        assert!(selects == ["linux/amd64", "linux/386"] || selects == ["linux/amd64"], "{selects:?}");
+        assert!(
+            selects == ["linux/amd64", "linux/386"] || selects == ["linux/amd64"],
+            "{selects:?}"
+        );
     }
 }
 
@@ -88,7 +131,10 @@ on_each_containerd!(the_engine_is_named);
 fn a_recorded_host_is_judged_as_that_host() {
     let dir = Lab::get().run_dir("rec");
     let record = dir.path().join("host");
-    Edgepull::new(["detect", "--record"]).arg(&record).run().exits(0);
+    Edgepull::new(["detect", "--record"])
+        .arg(&record)
+        .run()
+        .exits(0);
     let live = Edgepull::new(["detect"]).json().run().exits(0).document();
     let recorded = Edgepull::new(["detect", "--sysroot"])
         .arg(&record)
@@ -96,7 +142,15 @@ fn a_recorded_host_is_judged_as_that_host() {
         .run()
         .exits(0)
         .document();
-    for key in ["platform", "os", "architecture", "variant", "kernel", "page_size", "runs"] {
+    for key in [
+        "platform",
+        "os",
+        "architecture",
+        "variant",
+        "kernel",
+        "page_size",
+        "runs",
+    ] {
         assert_eq!(recorded[key], live[key], "{key}");
     }
 }

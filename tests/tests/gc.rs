@@ -14,7 +14,10 @@ fn what_was_pulled_stays(version: Version) {
     scene.pull();
     let snapshots = scene.daemon.snapshots(NAMESPACE);
     assert_eq!(snapshots.len(), 3);
-    assert!(scene.daemon.leases(NAMESPACE).is_empty(), "the lease is gone");
+    assert!(
+        scene.daemon.leases(NAMESPACE).is_empty(),
+        "the lease is gone"
+    );
     scene.daemon.collect_garbage(NAMESPACE);
     assert_eq!(scene.daemon.blobs(NAMESPACE), scene.wanted_blobs(&host()));
     assert_eq!(scene.daemon.snapshots(NAMESPACE), snapshots);
@@ -31,7 +34,10 @@ fn what_was_removed_goes(version: Version) {
     let remove = ["images", "rm", "--sync", &scene.reference];
     scene.daemon.ctr(NAMESPACE, &remove).ok();
     scene.daemon.collect_garbage(NAMESPACE);
-    assert!(scene.daemon.blobs(NAMESPACE).is_empty(), "no hidden root holds anything");
+    assert!(
+        scene.daemon.blobs(NAMESPACE).is_empty(),
+        "no hidden root holds anything"
+    );
     assert!(scene.daemon.snapshots(NAMESPACE).is_empty());
 }
 
@@ -40,7 +46,10 @@ fn a_pull_that_shares_layers_keeps_both(version: Version) {
     scene.pull();
     let other = scene.registry.reference("lab/other", "latest");
     let report = scene.verb("pull").arg(&other).run().exits(0).element();
-    assert_eq!(report["bytes"]["downloaded"], 0, "every blob is here already");
+    assert_eq!(
+        report["bytes"]["downloaded"], 0,
+        "every blob is here already"
+    );
     let remove = ["images", "rm", "--sync", &scene.reference];
     scene.daemon.ctr(NAMESPACE, &remove).ok();
     scene.daemon.collect_garbage(NAMESPACE);

@@ -26,7 +26,10 @@ fn entries(document: &Value) -> &Vec<Value> {
 }
 
 fn column<'a>(document: &'a Value, key: &str) -> Vec<&'a str> {
-    entries(document).iter().map(|entry| entry[key].as_str().unwrap_or("")).collect()
+    entries(document)
+        .iter()
+        .map(|entry| entry[key].as_str().unwrap_or(""))
+        .collect()
 }
 
 fn serve(layout: Layout) -> (Faulty, String) {
@@ -52,11 +55,21 @@ fn every_entry_of_an_index_is_judged() {
             assert_eq!(entry["verdict"], "selected");
         } else {
             let verdict = entry["verdict"].as_str().unwrap();
-            assert!(matches!(verdict, "foreign" | "emulated" | "runnable"), "{entry}");
-            assert!(entry["reason"].as_str().is_some_and(|r| !r.is_empty()), "{entry}");
+            assert!(
+                matches!(verdict, "foreign" | "emulated" | "runnable"),
+                "{entry}"
+            );
+            assert!(
+                entry["reason"].as_str().is_some_and(|r| !r.is_empty()),
+                "{entry}"
+            );
         }
     }
-    assert_eq!(registry.count("GET", &Kind::Blob), 0, "layers are not touched");
+    assert_eq!(
+        registry.count("GET", &Kind::Blob),
+        0,
+        "layers are not touched"
+    );
 }
 
 #[test]
@@ -82,7 +95,10 @@ fn attestations_are_named_and_never_chosen() {
 fn an_artifact_for_another_system_is_not_an_image_for_this_one() {
     let (_registry, reference) = serve(image::zephyr());
     let document = inspect(&reference, &["--platform", "linux/arm/v7"]);
-    assert_eq!(column(&document, "kind"), ["image", "image", "image", "artifact"]);
+    assert_eq!(
+        column(&document, "kind"),
+        ["image", "image", "image", "artifact"]
+    );
     assert_eq!(column(&document, "platform")[3], "zephyr/arm/v7");
     assert_eq!(document["selected"], entries(&document)[2]["digest"]);
     let document = inspect(&reference, &["--platform", "zephyr/armv7"]);
@@ -97,7 +113,10 @@ fn a_nested_index_is_followed() {
     let inner = outer["manifests"][0]["digest"].as_str().unwrap();
     assert_eq!(document["selected"], inner);
     let leaf = document["selected_leaf"].as_str().unwrap();
-    let config = registry.layout().json(leaf)["config"]["digest"].as_str().unwrap().to_owned();
+    let config = registry.layout().json(leaf)["config"]["digest"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert_eq!(registry.layout().json(&config)["architecture"], host().arch);
 }
 
@@ -105,7 +124,10 @@ fn a_nested_index_is_followed() {
 fn windows_entries_are_foreign() {
     let (_registry, reference) = serve(image::windows());
     let document = inspect(&reference, &["--platform", "linux/amd64"]);
-    assert_eq!(column(&document, "verdict"), ["foreign", "foreign", "selected"]);
+    assert_eq!(
+        column(&document, "verdict"),
+        ["foreign", "foreign", "selected"]
+    );
 }
 
 #[test]
@@ -113,7 +135,10 @@ fn docker_lists_and_single_manifests_read_the_same() {
     let (registry, reference) = serve(image::docker_types());
     let document = inspect(&reference, &[]);
     assert_eq!(document["media_type"], media::DOCKER_LIST);
-    assert_eq!(document["selected"], registry.layout().manifest("latest", &host()));
+    assert_eq!(
+        document["selected"],
+        registry.layout().manifest("latest", &host())
+    );
 
     let (registry, reference) = serve(image::hello_single(host()));
     let document = inspect(&reference, &[]);
@@ -141,7 +166,11 @@ fn layouts_and_archives_are_references_too() {
     for reference in [
         format!("oci:{}:latest", layout.path().display()),
         format!("oci:{}", layout.path().display()),
-        format!("oci:{}@{}", layout.path().display(), layout.digest("latest")),
+        format!(
+            "oci:{}@{}",
+            layout.path().display(),
+            layout.digest("latest")
+        ),
         format!("oci-archive:{}", archive.display()),
     ] {
         let document = inspect(&reference, &[]);
@@ -154,7 +183,11 @@ fn explain_tells_a_person() {
     let (_registry, reference) = serve(image::hello());
     let run = Edgepull::new(["explain", &reference]).run().exits(0);
     for platform in HELLO {
-        assert!(run.text().contains(&platform.to_string()), "{}", run.output.transcript());
+        assert!(
+            run.text().contains(&platform.to_string()),
+            "{}",
+            run.output.transcript()
+        );
     }
 }
 
@@ -172,7 +205,10 @@ fn check_says_yes() {
     // The contract does not say which of the two.
     let manifest = registry.layout().manifest("latest", &host());
     let digest = element["digest"].as_str().unwrap();
-    assert!(digest == manifest || digest == registry.layout().digest("latest"), "{element}");
+    assert!(
+        digest == manifest || digest == registry.layout().digest("latest"),
+        "{element}"
+    );
     assert!(element["schema"].is_string());
 }
 

@@ -33,7 +33,12 @@ fn a_pull_into_containerd() {
     assert!(report["bytes"]["downloaded"].as_u64().unwrap() > LAYERS * EACH);
     light("containerd", run.peak_kib);
     scene.greets();
-    let again = scene.verb("pull").arg(&scene.reference).weighed().run().exits(0);
+    let again = scene
+        .verb("pull")
+        .arg(&scene.reference)
+        .weighed()
+        .run()
+        .exits(0);
     light("warm", again.peak_kib);
 }
 

@@ -18,9 +18,21 @@ fn the_report_is_complete_and_the_image_runs(version: Version) {
     let scene = Scene::new(version, image::hello());
     let report = scene.pull();
     for key in [
-        "schema", "reference", "platform", "selected_platform", "namespace", "snapshotter",
-        "index_digest", "manifest_digest", "status", "verdict", "bytes", "requests", "duration_ms",
-        "warnings", "error",
+        "schema",
+        "reference",
+        "platform",
+        "selected_platform",
+        "namespace",
+        "snapshotter",
+        "index_digest",
+        "manifest_digest",
+        "status",
+        "verdict",
+        "bytes",
+        "requests",
+        "duration_ms",
+        "warnings",
+        "error",
     ] {
         assert!(report.get(key).is_some(), "no {key}: {report}");
     }
@@ -33,12 +45,19 @@ fn the_report_is_complete_and_the_image_runs(version: Version) {
     assert_eq!(report["manifest_digest"], scene.manifest());
     assert_eq!(report["error"], Value::Null);
     // Until there is evidence from the bytes, the label decides.
-    assert!(matches!(report["verdict"].as_str(), Some("native" | "unknown")), "{report}");
+    assert!(
+        matches!(report["verdict"].as_str(), Some("native" | "unknown")),
+        "{report}"
+    );
 
     let wanted = scene.wanted_blobs(&host());
     let size: u64 = wanted
         .iter()
-        .map(|digest| std::fs::metadata(scene.layout().blob_path(digest)).unwrap().len())
+        .map(|digest| {
+            std::fs::metadata(scene.layout().blob_path(digest))
+                .unwrap()
+                .len()
+        })
         .sum();
     assert_eq!(report["bytes"]["downloaded"], size, "each byte once");
     assert_eq!(report["bytes"]["resumed"], 0);
@@ -47,7 +66,11 @@ fn the_report_is_complete_and_the_image_runs(version: Version) {
     let asked = scene.registry.requests().len();
     assert_eq!(report["requests"], asked, "{}", scene.registry.transcript());
 
-    assert_eq!(scene.daemon.blobs(NAMESPACE), wanted, "and nothing of other platforms");
+    assert_eq!(
+        scene.daemon.blobs(NAMESPACE),
+        wanted,
+        "and nothing of other platforms"
+    );
     assert_eq!(scene.daemon.images(NAMESPACE), [scene.reference.as_str()]);
     assert!(scene.daemon.leases(NAMESPACE).is_empty());
     scene.greets();
@@ -83,7 +106,9 @@ fn a_tricky_image_runs(version: Version) {
     scene.greets();
     let script = "ls /keep /hidden; stat -c %a:%u:%g:%n /sticky /bin/suid; \
                   stat -c %h /links/one; cat /links/soft";
-    let ran = scene.daemon.run(NAMESPACE, &scene.reference, &["/bin/sh", "-c", script]);
+    let ran = scene
+        .daemon
+        .run(NAMESPACE, &scene.reference, &["/bin/sh", "-c", script]);
     assert_eq!(
         ran.ok().text(),
         "/hidden:\nnew\n\n/keep:\nstays\n1777:5:6:/sticky\n4755:7:8:/bin/suid\n2\nnow a file"
@@ -97,7 +122,10 @@ fn a_digest_can_be_pulled(version: Version) {
     let report = scene.verb("pull").arg(&by_digest).run().exits(0).element();
     assert_eq!(report["index_digest"], scene.top());
     assert_eq!(scene.daemon.images(NAMESPACE), [by_digest.as_str()]);
-    assert_eq!(scene.daemon.run(NAMESPACE, &by_digest, &[]).ok().text(), greeting());
+    assert_eq!(
+        scene.daemon.run(NAMESPACE, &by_digest, &[]).ok().text(),
+        greeting()
+    );
     // A tag beside a digest is dropped from the name, as every client does.
     let both = format!("{}@{}", scene.reference, scene.top());
     scene.verb("pull").arg(&both).run().exits(0);
@@ -110,9 +138,17 @@ fn a_missing_platform_is_exit_3_and_nothing_is_fetched(version: Version) {
     assert_eq!(error["reference"], scene.reference.as_str());
     assert_eq!(error["offered"], json!(["linux/s390x"]));
     assert_eq!(error["wanted"][0], host().to_string());
-    assert!(error["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{error}");
+    assert!(
+        error["hint"].as_str().is_some_and(|hint| !hint.is_empty()),
+        "{error}"
+    );
     assert_eq!(error["retryable"], false);
-    assert_eq!(scene.registry.count("GET", &Kind::Blob), 0, "{}", scene.registry.transcript());
+    assert_eq!(
+        scene.registry.count("GET", &Kind::Blob),
+        0,
+        "{}",
+        scene.registry.transcript()
+    );
     assert!(scene.daemon.images(NAMESPACE).is_empty());
     assert!(scene.daemon.leases(NAMESPACE).is_empty());
 }
@@ -157,7 +193,10 @@ fn another_platform_is_taken_when_it_is_asked_for() {
         return; // not another one
     }
     let scene = Scene::new(Version::V2, image::hello());
-    let report = scene.pull_with(&["--platform", "linux/arm64"]).exits(0).element();
+    let report = scene
+        .pull_with(&["--platform", "linux/arm64"])
+        .exits(0)
+        .element();
     assert_eq!(report["platform"], "linux/arm64");
     assert_eq!(report["selected_platform"], "linux/arm64");
     let manifest = scene.layout().manifest("latest", &ARM64);
@@ -165,7 +204,12 @@ fn another_platform_is_taken_when_it_is_asked_for() {
     assert_eq!(scene.daemon.blobs(NAMESPACE), scene.wanted_blobs(&ARM64));
     let mut chain = scene.layout().chain(&manifest);
     chain.sort();
-    let names: Vec<String> = scene.daemon.snapshots(NAMESPACE).into_iter().map(|s| s.0).collect();
+    let names: Vec<String> = scene
+        .daemon
+        .snapshots(NAMESPACE)
+        .into_iter()
+        .map(|s| s.0)
+        .collect();
     assert_eq!(names, chain);
 }
 
@@ -185,7 +229,9 @@ fn exactly_the_asked_variant_is_taken_unless_fallback_is_allowed() {
     scene
         .pull_with(&["--platform", "linux/amd64/v3"])
         .fails(3, "platform_missing");
-    scene.pull_with(&["--platform", "linux/amd64/v3,fallback"]).exits(0);
+    scene
+        .pull_with(&["--platform", "linux/amd64/v3,fallback"])
+        .exits(0);
 }
 
 #[test]
@@ -207,7 +253,10 @@ fn layers_need_not_be_kept() {
     scene.daemon.collect_garbage(NAMESPACE);
     let layers = scene.layout().parts(&scene.manifest()).split_off(1);
     let blobs = scene.daemon.blobs(NAMESPACE);
-    assert!(layers.iter().all(|layer| !blobs.contains(layer)), "{blobs:?}");
+    assert!(
+        layers.iter().all(|layer| !blobs.contains(layer)),
+        "{blobs:?}"
+    );
     scene.greets();
 }
 
@@ -216,15 +265,22 @@ fn an_artifact_is_delivered_as_its_file() {
     let scene = Scene::new(Version::V2, image::zephyr());
     let call = scene.verb("pull").arg(&scene.reference);
     let dir = call.home().join("out");
-    let call = call.args(["--platform", "zephyr/arm/v7", "--artifact-dir"]).arg(&dir);
+    let call = call
+        .args(["--platform", "zephyr/arm/v7", "--artifact-dir"])
+        .arg(&dir);
     let started = call.start();
     let (run, file) = started.wait_and(|| std::fs::read(dir.join("service.json")));
     let report = run.exits(0).element();
     assert_eq!(report["selected_platform"], "zephyr/arm/v7");
-    let manifest = scene.layout().json(report["manifest_digest"].as_str().unwrap());
+    let manifest = scene
+        .layout()
+        .json(report["manifest_digest"].as_str().unwrap());
     let layer = manifest["layers"][0]["digest"].as_str().unwrap();
     assert_eq!(file.unwrap(), scene.layout().read(layer));
-    assert!(scene.daemon.snapshots(NAMESPACE).is_empty(), "never unpacked");
+    assert!(
+        scene.daemon.snapshots(NAMESPACE).is_empty(),
+        "never unpacked"
+    );
 }
 
 #[test]
@@ -237,7 +293,11 @@ fn progress_can_be_json_lines() {
         assert!(value.is_ok(), "{line}");
     }
     let quiet = scene.pull_with(&["--progress", "none"]).exits(0);
-    assert!(quiet.output.stderr.is_empty(), "{}", quiet.output.transcript());
+    assert!(
+        quiet.output.stderr.is_empty(),
+        "{}",
+        quiet.output.transcript()
+    );
 }
 
 /// Each way to give credentials, and what a registry with basic authentication says to none.
@@ -255,8 +315,14 @@ fn credentials_come_from_where_the_contract_says() {
     inspect().run().fails(20, "unauthorized");
     let wrong = inspect().args(["--creds", "edge:wrong"]).run();
     let error = wrong.fails(20, "unauthorized");
-    assert!(!error.to_string().contains("wrong"), "a password in a message: {error}");
-    inspect().args(["--creds", &format!("{USER}:{PASSWORD}")]).run().exits(0);
+    assert!(
+        !error.to_string().contains("wrong"),
+        "a password in a message: {error}"
+    );
+    inspect()
+        .args(["--creds", &format!("{USER}:{PASSWORD}")])
+        .run()
+        .exits(0);
 
     let call = inspect();
     let file = call.home().join("auth.json");
@@ -283,11 +349,16 @@ fn a_token_is_fetched_and_used() {
     let daemon = Containerd::start(Version::V1_7);
     for (user, args) in [
         (None, vec![]),
-        (Some(("edge".to_owned(), "secret".to_owned())), vec!["--creds", "edge:secret"]),
+        (
+            Some(("edge".to_owned(), "secret".to_owned())),
+            vec!["--creds", "edge:secret"],
+        ),
     ] {
         let registry = Faulty::start_with(image::hello(), Auth::Bearer(user), []);
         let reference = registry.reference("lab/app", "latest");
-        let call = Edgepull::new(["pull", &reference]).json().on(&daemon, NAMESPACE);
+        let call = Edgepull::new(["pull", &reference])
+            .json()
+            .on(&daemon, NAMESPACE);
         call.args(args).run().exits(0);
         let tokens = registry.count("GET", &Kind::Token) + registry.count("POST", &Kind::Token);
         assert!((1..=2).contains(&tokens), "{}", registry.transcript());

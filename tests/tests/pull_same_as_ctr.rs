@@ -34,10 +34,18 @@ fn compare(name: &str, version: Version, layout: Layout) {
     for record in &mut our_records {
         record.labels = without_own_labels(&record.labels);
     }
-    assert_eq!(our_records, theirs.image_records(NAMESPACE), "{name}: image records");
+    assert_eq!(
+        our_records,
+        theirs.image_records(NAMESPACE),
+        "{name}: image records"
+    );
 
     let our_snapshots = ours.daemon.snapshots(NAMESPACE);
-    assert_eq!(our_snapshots, theirs.snapshots(NAMESPACE), "{name}: snapshots and parents");
+    assert_eq!(
+        our_snapshots,
+        theirs.snapshots(NAMESPACE),
+        "{name}: snapshots and parents"
+    );
     for (snapshot, _) in &our_snapshots {
         let labels = |daemon: &Containerd| {
             let mut info = daemon.snapshot(NAMESPACE, snapshot)["Labels"].clone();
@@ -46,7 +54,11 @@ fn compare(name: &str, version: Version, layout: Layout) {
             }
             info
         };
-        assert_eq!(labels(&ours.daemon), labels(&theirs), "{name}: labels of {snapshot}");
+        assert_eq!(
+            labels(&ours.daemon),
+            labels(&theirs),
+            "{name}: labels of {snapshot}"
+        );
     }
 
     let chain = ours.layout().chain(&ours.manifest());
@@ -101,8 +113,15 @@ fn the_comparison_sees_what_differs() {
     let left = tree::layers(&one.daemon, NAMESPACE, &chain);
     let mut right = tree::layers(&other, NAMESPACE, &chain);
     assert_eq!(left, right);
-    let attributes: String = left.iter().flat_map(|tree| tree.values().cloned()).collect();
-    for name in ["security.capability", "user.edgepull", "trusted.overlay.opaque"] {
+    let attributes: String = left
+        .iter()
+        .flat_map(|tree| tree.values().cloned())
+        .collect();
+    for name in [
+        "security.capability",
+        "user.edgepull",
+        "trusted.overlay.opaque",
+    ] {
         assert!(attributes.contains(name), "{name} is compared");
     }
     let first = right[0].values_mut().next().unwrap();

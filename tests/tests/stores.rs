@@ -46,7 +46,11 @@ fn a_layout_is_what_skopeo_reads() {
     assert_eq!(report["index_digest"], registry.layout().digest("latest"));
     sound(&path);
     let raw = skopeo(&["inspect", "--raw", &store]);
-    assert_eq!(digest_of(&raw.stdout), registry.layout().digest("latest"), "the index as it was");
+    assert_eq!(
+        digest_of(&raw.stdout),
+        registry.layout().digest("latest"),
+        "the index as it was"
+    );
     let copy = format!("oci:{}:copied", dir.path().join("copy").display());
     skopeo(&["copy", "--quiet", &store, &copy]);
     Edgepull::new(["inspect", &store]).json().run().exits(0);
@@ -56,7 +60,11 @@ fn a_layout_is_what_skopeo_reads() {
     let report = pull_to(&reference, &store);
     assert_eq!(report["status"], "present");
     assert_eq!(report["bytes"]["written"], 0);
-    assert!(registry.content_requests().len() <= 1, "{}", registry.transcript());
+    assert!(
+        registry.content_requests().len() <= 1,
+        "{}",
+        registry.transcript()
+    );
 }
 
 #[test]
@@ -99,7 +107,10 @@ fn a_layout_that_lost_bytes_is_healed() {
     let path = dir.path().join("layout");
     let store = format!("oci:{}", path.display());
     pull_to(&reference, &store);
-    let layer = registry.layout().parts(&registry.layout().manifest("latest", &host())).remove(1);
+    let layer = registry
+        .layout()
+        .parts(&registry.layout().manifest("latest", &host()))
+        .remove(1);
     std::fs::write(Layout::at(&path).blob_path(&layer), b"").unwrap();
     pull_to(&reference, &store);
     sound(&path);
@@ -124,7 +135,10 @@ fn an_archive_is_imported_by_ctr(version: Version) {
     daemon.ctr(NAMESPACE, &args).ok();
     let names = daemon.images(NAMESPACE);
     assert_eq!(names, [reference.as_str()], "under its own name");
-    assert_eq!(daemon.run(NAMESPACE, &reference, &[]).ok().text(), greeting());
+    assert_eq!(
+        daemon.run(NAMESPACE, &reference, &[]).ok().text(),
+        greeting()
+    );
 }
 
 fn export_and_import_carry_an_image_over(version: Version) {
@@ -132,13 +146,29 @@ fn export_and_import_carry_an_image_over(version: Version) {
     scene.pull();
     let dir = Lab::get().run_dir("exp");
     let file = dir.path().join("image.tar");
-    let run = scene.verb("export").arg(&scene.reference).arg("--to").arg(&file).run();
+    let run = scene
+        .verb("export")
+        .arg(&scene.reference)
+        .arg("--to")
+        .arg(&file)
+        .run();
     let report = run.exits(0).element();
     assert_eq!(report["index_digest"], scene.top());
-    assert_eq!(scene.registry.count("GET", &edgepull_tests::faulty::Kind::Blob), 4, "from the store");
+    assert_eq!(
+        scene
+            .registry
+            .count("GET", &edgepull_tests::faulty::Kind::Blob),
+        4,
+        "from the store"
+    );
 
     let island = Containerd::start(version);
-    let import = || Edgepull::new(["import"]).json().on(&island, NAMESPACE).arg(&file);
+    let import = || {
+        Edgepull::new(["import"])
+            .json()
+            .on(&island, NAMESPACE)
+            .arg(&file)
+    };
     let report = import().run().exits(0).element();
     assert_eq!(report["status"], "pulled");
     assert_eq!(report["reference"], scene.reference.as_str());
@@ -152,7 +182,10 @@ fn export_and_import_carry_an_image_over(version: Version) {
     assert_eq!(report["bytes"]["written"], 0);
 }
 
-on_each_containerd!(an_archive_is_imported_by_ctr, export_and_import_carry_an_image_over);
+on_each_containerd!(
+    an_archive_is_imported_by_ctr,
+    export_and_import_carry_an_image_over
+);
 
 #[test]
 fn an_archive_without_this_platform_is_refused() {
@@ -161,7 +194,10 @@ fn an_archive_without_this_platform_is_refused() {
     let file = dir.path().join("image.tar");
     layout.archive(&file);
     let daemon = Containerd::start(Version::V1_7);
-    let import = Edgepull::new(["import"]).json().on(&daemon, NAMESPACE).arg(&file);
+    let import = Edgepull::new(["import"])
+        .json()
+        .on(&daemon, NAMESPACE)
+        .arg(&file);
     import.run().fails(3, "platform_missing");
     assert!(daemon.images(NAMESPACE).is_empty());
 }

@@ -45,7 +45,11 @@ fn a_digest_that_is_here_needs_no_content(version: Version) {
     scene.registry.forget();
     let report = scene.verb("pull").arg(&by_digest).run().exits(0).element();
     is_warm(&report);
-    assert!(scene.registry.content_requests().len() <= 1, "{}", scene.registry.transcript());
+    assert!(
+        scene.registry.content_requests().len() <= 1,
+        "{}",
+        scene.registry.transcript()
+    );
 }
 
 fn what_ctr_pulled_is_ours(version: Version) {
@@ -54,7 +58,11 @@ fn what_ctr_pulled_is_ours(version: Version) {
     scene.registry.forget();
     let report = scene.pull();
     is_warm(&report);
-    assert!(scene.registry.content_requests().len() <= 1, "{}", scene.registry.transcript());
+    assert!(
+        scene.registry.content_requests().len() <= 1,
+        "{}",
+        scene.registry.transcript()
+    );
 }
 
 fn what_we_pulled_is_theirs(version: Version) {
@@ -62,7 +70,12 @@ fn what_we_pulled_is_theirs(version: Version) {
     scene.pull();
     scene.registry.forget();
     scene.daemon.pull(NAMESPACE, &scene.reference).ok();
-    assert_eq!(scene.registry.blob_bytes(), 0, "{}", scene.registry.transcript());
+    assert_eq!(
+        scene.registry.blob_bytes(),
+        0,
+        "{}",
+        scene.registry.transcript()
+    );
 }
 
 on_each_containerd!(
@@ -83,13 +96,22 @@ fn authentication_does_not_count_but_nothing_else_may_come_with_it() {
         let daemon = Containerd::start(Version::V1_7);
         let reference = registry.reference("lab/app", "latest");
         let pull = || {
-            let call = Edgepull::new(["pull", &reference]).json().on(&daemon, NAMESPACE);
-            call.args(["--creds", "edge:secret"]).run().exits(0).element()
+            let call = Edgepull::new(["pull", &reference])
+                .json()
+                .on(&daemon, NAMESPACE);
+            call.args(["--creds", "edge:secret"])
+                .run()
+                .exits(0)
+                .element()
         };
         pull();
         registry.forget();
         is_warm(&pull());
-        assert!(registry.content_requests().len() <= 1, "{}", registry.transcript());
+        assert!(
+            registry.content_requests().len() <= 1,
+            "{}",
+            registry.transcript()
+        );
         assert!(registry.requests().len() <= 4, "{}", registry.transcript());
     }
 }
@@ -113,5 +135,8 @@ fn a_moved_tag_costs_what_changed() {
     assert_eq!(report["status"], "pulled");
     assert_eq!(report["index_digest"], other.digest("latest"));
     let size = other.read(&other.digest("latest")).len();
-    assert_eq!(report["bytes"]["downloaded"], size, "the index alone is new: {report}");
+    assert_eq!(
+        report["bytes"]["downloaded"], size,
+        "the index alone is new: {report}"
+    );
 }

@@ -188,7 +188,9 @@ impl Layout {
         let Some(entries) = document["manifests"].as_array() else {
             return Some(digest.to_owned());
         };
-        let entry = entries.iter().find(|entry| platform.is(&entry["platform"]))?;
+        let entry = entries
+            .iter()
+            .find(|entry| platform.is(&entry["platform"]))?;
         self.leaf(entry["digest"].as_str()?, platform)
     }
 

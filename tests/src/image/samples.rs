@@ -244,7 +244,11 @@ pub fn tricky() -> Layout {
         .file(&long, 0o644, b"long")
         .whiteout("links/soft")
         .file("links/soft", 0o644, b"now a file")
-        .file("hello", 0o755, format!("#!/bin/sh\necho hello from {}\n", host().arch).as_bytes());
+        .file(
+            "hello",
+            0o755,
+            format!("#!/bin/sh\necho hello from {}\n", host().arch).as_bytes(),
+        );
     let entry = Image::new(&layout, host())
         .layer(base)
         .layer(second)
@@ -267,7 +271,9 @@ pub fn big(layers: u64, each: u64) -> Layout {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let arch = host().arch;
-    let path = Lab::get().cache().join(format!("big-{arch}-{layers}x{each}"));
+    let path = Lab::get()
+        .cache()
+        .join(format!("big-{arch}-{layers}x{each}"));
     let layout = Layout::at(&path);
     if layout.find(TAG).is_some() {
         return layout;
