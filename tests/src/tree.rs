@@ -55,7 +55,7 @@ pub fn of(dir: &Path) -> Tree {
         } else {
             mtime.to_string()
         };
-        let line = format!(
+        let printed = format!(
             "{:?} {:o} {}:{} mtime={time} device={device:?} link={link:?} {attributes:?} {}",
             header.entry_type(),
             header.mode().unwrap(),
@@ -63,7 +63,7 @@ pub fn of(dir: &Path) -> Tree {
             header.gid().unwrap(),
             digest_of(&content),
         );
-        tree.insert(path, line);
+        tree.insert(path, printed);
     }
     tree
 }
@@ -86,16 +86,16 @@ pub fn layer_dirs(daemon: &Containerd, namespace: &str, chain: &[String]) -> Vec
         .split(['=', ',', ' ', '\n'])
         .skip_while(|word| *word != "lowerdir")
         .nth(1);
-    match lower {
-        Some(dirs) => dirs.split(':').map(PathBuf::from).collect(),
-        // One layer: a bind mount of its directory.
-        None => vec![
-            text.split_whitespace()
-                .find(|word| word.starts_with('/') && *word != "/lab")
-                .map(PathBuf::from)
-                .unwrap_or_else(|| panic!("no directory in {text}")),
-        ],
+    if let Some(dirs) = lower {
+        return dirs.split(':').map(PathBuf::from).collect();
     }
+    // One layer: a bind mount of its directory.
+    let dir = text
+        .split_whitespace()
+        .find(|word| word.starts_with('/') && *word != "/lab");
+    vec![PathBuf::from(
+        dir.unwrap_or_else(|| panic!("no directory in {text}")),
+    )]
 }
 
 /// Every layer's tree, bottom first.

@@ -81,7 +81,12 @@ fn three_records_with_cri(version: Version) {
     scene.daemon.restart();
     as_kubelet_would(&records(&scene), &scene);
     let log = scene.daemon.log();
-    assert!(!log.contains("level=error"), "{log}");
+    let complaints: Vec<&str> = log
+        .lines()
+        // That there is no network configuration is true, and no concern of ours.
+        .filter(|line| line.contains("level=error") && !line.contains("cni"))
+        .collect();
+    assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
 fn a_pin_is_where_kubelet_does_not_drop_it(version: Version) {

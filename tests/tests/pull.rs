@@ -76,8 +76,10 @@ fn the_report_is_complete_and_the_image_runs(version: Version) {
     scene.greets();
 }
 
+type Shape = (&'static str, fn() -> Layout);
+
 fn every_shape_of_index_can_be_pulled(version: Version) {
-    let shapes: [(&str, fn() -> Layout); 7] = [
+    let shapes: [Shape; 7] = [
         ("docker types", image::docker_types),
         ("attested", image::attested),
         ("nested", image::nested),
