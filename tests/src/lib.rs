@@ -4,6 +4,13 @@
 //! left behind when the value is dropped. Nothing is ever skipped: a missing prerequisite fails
 //! the test with the command that brings it (`tests/setup`).
 //!
+//! ```text
+//! tests/setup                                  what the lab needs (idempotent; `make test` runs it)
+//! cargo build -p edgepull                      the program under test (or name one: EDGEPULL_BIN)
+//! cargo test -p edgepull-tests                 all of it, as root
+//! cargo test -p edgepull-tests --test lab      the lab alone: needs no edgepull
+//! ```
+//!
 //! - [`tools`]: where things are; run directories; what a killed earlier run left is swept.
 //! - [`process`]: run a command, keep its output; end processes by id.
 //! - [`containerd`]: a private daemon of each supported version, with its `ctr`.

@@ -132,6 +132,7 @@ impl Lab {
             "{} is missing: run `cargo build -p edgepull` first (or name the program in EDGEPULL_BIN)",
             path.display()
         );
+        refuse_stale(&path);
         path
     }
 
@@ -182,6 +183,25 @@ impl Lab {
             panic!("no overlayfs on {at} ({e}): set EDGEPULL_LAB to a directory on ext4 or xfs")
         });
         umount2(&merged, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+/// `cargo test` of this crate does not build the program: an old one would be tested in silence.
+/// Its dep-info names every source it was made of.
+fn refuse_stale(program: &Path) {
+    let modified = |path: &Path| fs::metadata(path).and_then(|m| m.modified());
+    let rules = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
+    let (Ok(built), Some((_, sources))) = (modified(program), rules.split_once(": ")) else {
+        return;
+    };
+    let newer = sources
+        .split_whitespace()
+        .find(|source| modified(Path::new(source)).is_ok_and(|when| when > built));
+    if let Some(source) = newer {
+        panic!(
+            "{} is older than {source}: run `cargo build -p edgepull` first",
+            program.display()
+        );
     }
 }
 

@@ -182,7 +182,7 @@ fn one_missing_platform_does_not_stop_the_others() {
     let bad = Faulty::start(image::only_s390x(), []);
     let bad = bad.reference("lab/app", "latest");
     let call = scene.verb("pull").arg(&bad).arg(&scene.reference);
-    let elements = call.run().elements();
+    let elements = call.run().exits(3).elements();
     assert_eq!(elements.len(), 2);
     assert_eq!(elements[0]["status"], "failed");
     assert_eq!(elements[1]["status"], "pulled");
