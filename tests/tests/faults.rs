@@ -219,7 +219,8 @@ fn a_tag_whose_digest_header_lies() {
 
 #[test]
 fn a_body_that_is_always_cut() {
-    let scene = scene([Rule::on(Kind::Blob, Action::Truncate(1000))]);
+    // Nothing at all: a byte per request would be progress, and resuming would get there.
+    let scene = scene([Rule::on(Kind::Blob, Action::Truncate(0))]);
     let run = scene.pull_with(&[]);
     let code = run.output.code;
     assert!(matches!(code, Some(23 | 24)), "{}", run.output.transcript());
