@@ -1,1 +1,40 @@
-//! The lab.
+//! The lab: real containerd daemons, a real registry, a faulty registry, and images made by code.
+//!
+//! Everything here is private to one test: own sockets, own roots, loopback only, and nothing is
+//! left behind when the value is dropped. Nothing is ever skipped: a missing prerequisite fails
+//! the test with the command that brings it (`tests/setup`).
+//!
+//! ```text
+//! tests/setup                                  what the lab needs (idempotent; `make test` runs it)
+//! cargo build -p edgepull                      the program under test (or name one: EDGEPULL_BIN)
+//! cargo test -p edgepull-tests                 all of it, as root
+//! cargo test -p edgepull-tests --test lab      the lab alone: needs no edgepull
+//! ```
+//!
+//! - [`tools`]: where things are; run directories; what a killed earlier run left is swept.
+//! - [`process`]: run a command, keep its output; end processes by id.
+//! - [`containerd`]: a private daemon of each supported version, with its `ctr`.
+//! - [`docker`]: a private dockerd over a private containerd (containerd image store).
+//! - [`registry`]: Debian's docker-registry on a free port; [`http`] is the client that pushes.
+//! - [`faulty`]: a registry that misbehaves by script and writes down every request.
+//! - [`image`]: deterministic OCI layouts of every shape the scenarios need.
+//! - [`scene`]: a registry with an image and a daemon, ready to pull; [`on_each_containerd`].
+//! - [`tree`]: what a snapshot is made of, to the attribute.
+//! - [`edgepull`]: the program under test: run it, parse its report, weigh it.
+#![allow(
+    clippy::unwrap_used,
+    reason = "this crate is a test: a panic with a position is the failure report"
+)]
+
+pub mod containerd;
+pub mod disk;
+pub mod docker;
+pub mod edgepull;
+pub mod faulty;
+pub mod http;
+pub mod image;
+pub mod process;
+pub mod registry;
+pub mod scene;
+pub mod tools;
+pub mod tree;

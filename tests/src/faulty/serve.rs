@@ -1,0 +1,439 @@
+//! One connection: read a request, look at the script, answer.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::net::TcpStream;
+use std::sync::atomic::Ordering;
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Action, Auth, Kind, Request, Rule, Shared, lock};
+use crate::http::{basic, find, read_head};
+
+const TOKEN: &str = "token-of-the-lab";
+/// How often a waiting connection looks whether the registry is being dropped.
+const POLL: Duration = Duration::from_millis(50);
+
+pub(super) fn connection(shared: &Shared, stream: TcpStream) {
+    // The client went away, or the registry is being dropped: nothing to tell anybody.
+    let _ended = serve(shared, stream);
+}
+
+fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    loop {
+        stream.set_read_timeout(Some(POLL))?;
+        loop {
+            let mut peek = [0];
+            if !reader.buffer().is_empty() {
+                break;
+            }
+            match stream.peek(&mut peek) {
+                Ok(0) => return Ok(()),
+                Ok(_) => break,
+                Err(e) if would_block(&e) && !shared.stop.load(Ordering::Relaxed) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let (first, headers) = read_head(&mut reader)?;
+        let mut form = Vec::new();
+        if let Some(length) = find(&headers, "content-length").and_then(|n| n.parse().ok()) {
+            reader.by_ref().take(length).read_to_end(&mut form)?;
+        }
+        let request = parse(&first, headers);
+        let at = {
+            let mut log = lock(&shared.log);
+            log.push(request.clone());
+            log.len() - 1
+        };
+        let mut answer = Answer {
+            shared,
+            stream: &mut stream,
+            at,
+            head: request.method == "HEAD",
+        };
+        if !answer.give(&request, &form)? {
+            return Ok(());
+        }
+    }
+}
+
+fn would_block(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+fn parse(first: &str, headers: Vec<(String, String)>) -> Request {
+    let mut words = first.split(' ');
+    let method = words.next().unwrap_or_default().to_owned();
+    let target = words.next().unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let (kind, what) = if path == "/v2/" || path == "/v2" {
+        (Kind::Ping, "")
+    } else if path == "/token" {
+        (Kind::Token, "")
+    } else if let Some((_, what)) = path.rsplit_once("/manifests/") {
+        if what.contains(':') {
+            (Kind::Manifest, what)
+        } else {
+            (Kind::Tag, what)
+        }
+    } else if let Some((_, what)) = path.rsplit_once("/blobs/") {
+        (Kind::Blob, what)
+    } else {
+        (Kind::Other, "")
+    };
+    Request {
+        method,
+        kind,
+        what: what.to_owned(),
+        path: path.to_owned(),
+        query: query.to_owned(),
+        headers,
+        status: 0,
+        sent: 0,
+    }
+}
+
+type Headers = Vec<(String, String)>;
+
+fn header(name: &str, value: impl Into<String>) -> (String, String) {
+    (name.to_owned(), value.into())
+}
+
+struct Answer<'a> {
+    shared: &'a Shared,
+    stream: &'a mut TcpStream,
+    at: usize,
+    head: bool,
+}
+
+impl Answer<'_> {
+    /// Answers; false when the connection must end.
+    fn give(&mut self, request: &Request, form: &[u8]) -> io::Result<bool> {
+        let action = pick(&mut lock(&self.shared.rules), request);
+        match &action {
+            Some(Action::Answer(status, headers, body)) => {
+                return self.whole(*status, headers.clone(), body);
+            }
+            Some(Action::Close) => return Ok(false),
+            Some(Action::Delay(pause)) => self.idle(*pause),
+            Some(Action::Redirect(to)) => {
+                let location = header("Location", format!("{to}{}", request.path));
+                return self.whole(307, vec![location], b"");
+            }
+            _ => {}
+        }
+        if request.kind == Kind::Token {
+            return self.token(request, form);
+        }
+        if !self.admitted(request) {
+            let challenge = match &self.shared.auth {
+                Auth::Bearer(_) => format!(
+                    "Bearer realm=\"http://{}/token\",service=\"lab\",scope=\"repository:{}:pull\"",
+                    self.shared.host,
+                    repository(&request.path)
+                ),
+                _ => "Basic realm=\"lab\"".to_owned(),
+            };
+            let headers = vec![
+                header("WWW-Authenticate", challenge),
+                header("Content-Type", "application/json"),
+            ];
+            let body =
+                br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
+            return self.whole(401, headers, body);
+        }
+        match request.kind {
+            Kind::Ping => self.whole(200, vec![header("Content-Type", "application/json")], b"{}"),
+            Kind::Tag | Kind::Manifest | Kind::Blob => self.content(request, action.as_ref()),
+            Kind::Token | Kind::Other => self.missing("NAME_UNKNOWN"),
+        }
+    }
+
+    fn admitted(&self, request: &Request) -> bool {
+        let sent = request.header("authorization");
+        match &self.shared.auth {
+            Auth::Open => true,
+            Auth::Basic(user, password) => sent == Some(basic(user, password).as_str()),
+            Auth::Bearer(_) => sent == Some(format!("Bearer {TOKEN}").as_str()),
+        }
+    }
+
+    fn token(&mut self, request: &Request, form: &[u8]) -> io::Result<bool> {
+        let good = match &self.shared.auth {
+            Auth::Bearer(Some((user, password))) => {
+                let form = String::from_utf8_lossy(form);
+                request.header("authorization") == Some(basic(user, password).as_str())
+                    || (form.contains(&format!("username={user}"))
+                        && form.contains(&format!("password={password}")))
+            }
+            _ => true,
+        };
+        let json = vec![header("Content-Type", "application/json")];
+        if good {
+            let body = format!(
+                "{{\"token\":\"{TOKEN}\",\"access_token\":\"{TOKEN}\",\"expires_in\":300}}"
+            );
+            self.whole(200, json, body.as_bytes())
+        } else {
+            let body = br#"{"errors":[{"code":"UNAUTHORIZED","message":"wrong password"}]}"#;
+            self.whole(401, json, body)
+        }
+    }
+
+    fn missing(&mut self, code: &str) -> io::Result<bool> {
+        let body = format!("{{\"errors\":[{{\"code\":\"{code}\",\"message\":\"unknown\"}}]}}");
+        let headers = vec![header("Content-Type", "application/json")];
+        self.whole(404, headers, body.as_bytes())
+    }
+
+    fn content(&mut self, request: &Request, action: Option<&Action>) -> io::Result<bool> {
+        let Some((digest, media_type)) = self.find(request) else {
+            return self.missing(if request.kind == Kind::Blob {
+                "BLOB_UNKNOWN"
+            } else {
+                "MANIFEST_UNKNOWN"
+            });
+        };
+        let Ok(mut file) = File::open(self.shared.layout.blob_path(&digest)) else {
+            return self.missing("BLOB_UNKNOWN");
+        };
+        let size = file.metadata()?.len();
+        let range = match action {
+            Some(Action::IgnoreRange) => None,
+            _ => request.header("range").and_then(|text| range(text, size)),
+        };
+        let (from, until) = match range {
+            Some(Ok(range)) => range,
+            Some(Err(())) => {
+                let headers = vec![header("Content-Range", format!("bytes */{size}"))];
+                return self.whole(416, headers, b"");
+            }
+            None => (0, size),
+        };
+        file.seek(SeekFrom::Start(from))?;
+        let length = until - from;
+
+        let mut headers = Headers::new();
+        match action {
+            Some(Action::ContentType(None)) => {}
+            Some(Action::ContentType(Some(other))) => headers.push(header("Content-Type", other)),
+            _ => headers.push(header("Content-Type", media_type)),
+        }
+        match action {
+            Some(Action::DigestHeader(None) | Action::BareHead) => {}
+            Some(Action::DigestHeader(Some(lie))) => {
+                headers.push(header("Docker-Content-Digest", lie));
+            }
+            _ => headers.push(header("Docker-Content-Digest", digest)),
+        }
+        if range.is_some() {
+            let value = format!("bytes {from}-{}/{size}", until - 1);
+            headers.push(header("Content-Range", value));
+        }
+        let promised = match action {
+            Some(Action::Short(n)) => length.min(*n),
+            Some(Action::OneMore) => length + 1,
+            _ => length,
+        };
+        let bare = matches!(action, Some(Action::BareHead)) && self.head;
+        let chunked = matches!(action, Some(Action::Chunked));
+        if chunked {
+            headers.push(header("Transfer-Encoding", "chunked"));
+        } else if !bare {
+            headers.push(header("Content-Length", promised.to_string()));
+        }
+        self.begin(if range.is_some() { 206 } else { 200 }, &headers)?;
+        if self.head {
+            return Ok(!bare);
+        }
+        self.body(file, from, length, action)
+    }
+
+    fn body(
+        &mut self,
+        file: File,
+        from: u64,
+        length: u64,
+        action: Option<&Action>,
+    ) -> io::Result<bool> {
+        let (limit, piece) = match action {
+            Some(Action::Truncate(n) | Action::Short(n) | Action::Stall(n)) => {
+                (length.min(*n), 1 << 16)
+            }
+            Some(Action::Slow(piece, _)) => (length, *piece),
+            _ => (length, 1 << 16),
+        };
+        let mut source = file.take(limit);
+        let mut buffer = vec![0; piece];
+        let mut at = from;
+        loop {
+            let n = source.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            let end = at + n as u64;
+            if let Some(Action::FlipBit(which)) = action
+                && (at..end).contains(which)
+            {
+                let offset = usize::try_from(which - at).map_err(io::Error::other)?;
+                buffer[offset] ^= 1;
+            }
+            if let Some(Action::Chunked) = action {
+                write!(self.stream, "{n:x}\r\n")?;
+            }
+            self.stream.write_all(&buffer[..n])?;
+            if let Some(Action::Chunked) = action {
+                self.stream.write_all(b"\r\n")?;
+            }
+            lock(&self.shared.log)[self.at].sent += n as u64;
+            at = end;
+            if let Some(Action::Slow(_, pause)) = action {
+                self.idle(*pause);
+                if self.shared.stop.load(Ordering::Relaxed) {
+                    return Ok(false);
+                }
+            }
+        }
+        match action {
+            Some(Action::Truncate(_)) => Ok(limit == length),
+            Some(Action::Stall(_)) => {
+                self.stall();
+                Ok(false)
+            }
+            Some(Action::OneMore) => {
+                self.stream.write_all(b"!")?;
+                Ok(true)
+            }
+            Some(Action::Chunked) => {
+                self.stream.write_all(b"0\r\n\r\n")?;
+                Ok(true)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Digest and media type of what is asked for.
+    fn find(&self, request: &Request) -> Option<(String, String)> {
+        let layout = &self.shared.layout;
+        match request.kind {
+            Kind::Tag => {
+                let entry = layout.find(&request.what)?;
+                Some((
+                    entry["digest"].as_str()?.to_owned(),
+                    entry["mediaType"].as_str()?.to_owned(),
+                ))
+            }
+            Kind::Manifest => {
+                let top = layout.entries();
+                let known = top.iter().find(|e| e["digest"] == request.what.as_str());
+                let media_type = if let Some(entry) = known {
+                    entry["mediaType"].as_str()?.to_owned()
+                } else {
+                    let path = layout.blob_path(&request.what);
+                    let document: Value =
+                        serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+                    document["mediaType"].as_str()?.to_owned()
+                };
+                Some((request.what.clone(), media_type))
+            }
+            _ => Some((request.what.clone(), "application/octet-stream".to_owned())),
+        }
+    }
+
+    fn begin(&mut self, status: u16, headers: &Headers) -> io::Result<()> {
+        lock(&self.shared.log)[self.at].status = status;
+        let mut text =
+            format!("HTTP/1.1 {status} Lab\r\nDocker-Distribution-Api-Version: registry/2.0\r\n");
+        for (name, value) in headers {
+            for part in [name, ": ", value, "\r\n"] {
+                text.push_str(part);
+            }
+        }
+        text.push_str("\r\n");
+        self.stream.write_all(text.as_bytes())
+    }
+
+    fn whole(&mut self, status: u16, mut headers: Headers, body: &[u8]) -> io::Result<bool> {
+        headers.push(header("Content-Length", body.len().to_string()));
+        self.begin(status, &headers)?;
+        if !self.head {
+            self.stream.write_all(body)?;
+            lock(&self.shared.log)[self.at].sent += body.len() as u64;
+        }
+        Ok(true)
+    }
+
+    fn idle(&self, pause: Duration) {
+        let end = std::time::Instant::now() + pause;
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            sleep(left.min(POLL));
+        }
+    }
+
+    /// Says nothing until the client hangs up.
+    fn stall(&mut self) {
+        let _set = self.stream.set_read_timeout(Some(POLL));
+        let mut byte = [0];
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            match self.stream.peek(&mut byte) {
+                Ok(0) => return,
+                Ok(_) => sleep(POLL),
+                Err(e) if would_block(&e) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn pick(rules: &mut Vec<Rule>, request: &Request) -> Option<Action> {
+    for rule in rules {
+        if !rule.fits(request) || rule.times == Some(0) {
+            continue;
+        }
+        if rule.skip > 0 {
+            rule.skip -= 1;
+            continue;
+        }
+        if let Some(times) = &mut rule.times {
+            *times -= 1;
+        }
+        return Some(rule.action.clone());
+    }
+    None
+}
+
+fn repository(path: &str) -> &str {
+    let rest = path.strip_prefix("/v2/").unwrap_or(path);
+    rest.split_once("/manifests/")
+        .or_else(|| rest.split_once("/blobs/"))
+        .map_or(rest, |(name, _)| name)
+}
+
+/// `bytes=N-` or `bytes=N-M`, as a half-open interval; `Err` when it cannot be met.
+fn range(text: &str, size: u64) -> Option<Result<(u64, u64), ()>> {
+    let (from, to) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let from: u64 = from.parse().ok()?;
+    let until = if to.is_empty() {
+        size
+    } else {
+        to.parse::<u64>().ok()?.saturating_add(1).min(size)
+    };
+    Some(if from < until {
+        Ok((from, until))
+    } else {
+        Err(())
+    })
+}

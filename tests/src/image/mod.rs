@@ -1,0 +1,16 @@
+//! Images made by code: the same bytes on every run, on every machine.
+
+mod build;
+mod layer;
+mod layout;
+mod push;
+mod samples;
+
+pub use build::{Image, Platform, media};
+pub use layer::{Layer, Noise};
+pub use layout::{Blob, Layout, digest_of};
+pub use samples::{
+    AMD64, ARM_V7, ARM64, HELLO, akraino, arm_busybox_labelled, attested, bare_config_only, big,
+    docker_types, hello, hello_single, host, mislabelled_single, nested, only_s390x, schema1,
+    tricky, windows, zephyr,
+};
