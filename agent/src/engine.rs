@@ -66,7 +66,10 @@ const KNOWN: [Known; 5] = [
 ];
 
 /// Files that only a configured kubelet leaves.
-const KUBELET: [&str; 2] = ["/var/lib/kubelet/config.yaml", "/etc/kubernetes/kubelet.conf"];
+const KUBELET: [&str; 2] = [
+    "/var/lib/kubelet/config.yaml",
+    "/etc/kubernetes/kubelet.conf",
+];
 
 /// What the command line or the environment says.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +82,11 @@ pub struct Overrides {
 /// user, never a guess; no living one falls back to the stock socket, whose error
 /// then says that nothing answers there.
 pub fn choose(overrides: &Overrides) -> Result<Profile> {
-    choose_with(overrides, |path| UnixStream::connect(path).is_ok(), |path| path.exists())
+    choose_with(
+        overrides,
+        |path| UnixStream::connect(path).is_ok(),
+        |path| path.exists(),
+    )
 }
 
 fn choose_with(
@@ -89,17 +96,24 @@ fn choose_with(
 ) -> Result<Profile> {
     let known = match &overrides.address {
         Some(address) => {
-            let matching = KNOWN.iter().find(|known| Path::new(known.address) == address);
+            let matching = KNOWN
+                .iter()
+                .find(|known| Path::new(known.address) == address);
             profile(matching.unwrap_or(&KNOWN[4]), Some(address), &exists)
         }
         None => {
-            let living: Vec<&Known> = KNOWN.iter().filter(|known| alive(Path::new(known.address))).collect();
+            let living: Vec<&Known> = KNOWN
+                .iter()
+                .filter(|known| alive(Path::new(known.address)))
+                .collect();
             match living.as_slice() {
                 [] => profile(&KNOWN[4], None, &exists),
                 [one] => profile(one, None, &exists),
                 several => {
-                    let list: Vec<String> =
-                        several.iter().map(|k| format!("{} ({})", k.address, k.name)).collect();
+                    let list: Vec<String> = several
+                        .iter()
+                        .map(|k| format!("{} ({})", k.address, k.name))
+                        .collect();
                     return Err(Error::new(
                         Kind::Usage,
                         format_args!("several container engines are running: {}", list.join(", ")),
@@ -110,14 +124,21 @@ fn choose_with(
         }
     };
     Ok(match &overrides.namespace {
-        Some(namespace) => Profile { namespace: namespace.clone(), ..known },
+        Some(namespace) => Profile {
+            namespace: namespace.clone(),
+            ..known
+        },
         None => known,
     })
 }
 
 fn profile(known: &Known, address: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Profile {
     let namespace = known.namespace.unwrap_or_else(|| {
-        if KUBELET.iter().any(|file| exists(Path::new(file))) { "k8s.io" } else { "default" }
+        if KUBELET.iter().any(|file| exists(Path::new(file))) {
+            "k8s.io"
+        } else {
+            "default"
+        }
     });
     Profile {
         name: known.name,
@@ -139,23 +160,37 @@ mod tests {
             |_| false,
         )
         .expect("one");
-        assert_eq!((profile.name, profile.namespace.as_str()), ("k3s/rke2", "k8s.io"));
+        assert_eq!(
+            (profile.name, profile.namespace.as_str()),
+            ("k3s/rke2", "k8s.io")
+        );
     }
 
     #[test]
     fn several_are_a_question() {
         let error = choose_with(&Overrides::default(), |_| true, |_| false).expect_err("several");
         assert_eq!(error.kind(), Kind::Usage);
-        assert!(error.hint_text().is_some_and(|hint| hint.contains("--address")));
+        assert!(
+            error
+                .hint_text()
+                .is_some_and(|hint| hint.contains("--address"))
+        );
     }
 
     #[test]
     fn a_kubelet_makes_the_stock_socket_kubernetes() {
         let nobody = |_: &Path| false;
         let none = Overrides::default();
-        assert_eq!(choose_with(&none, nobody, |_| false).expect("stock").namespace, "default");
         assert_eq!(
-            choose_with(&none, nobody, |p| p.ends_with("config.yaml")).expect("stock").namespace,
+            choose_with(&none, nobody, |_| false)
+                .expect("stock")
+                .namespace,
+            "default"
+        );
+        assert_eq!(
+            choose_with(&none, nobody, |p| p.ends_with("config.yaml"))
+                .expect("stock")
+                .namespace,
             "k8s.io"
         );
     }

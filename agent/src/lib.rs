@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod containerd;
+pub mod engine;
 pub mod error;
 pub mod event;
 pub mod kind;
@@ -14,4 +16,5 @@ pub mod oci;
 pub mod pull;
 pub mod redact;
 pub mod registry;
+pub mod resolve;
 pub mod source;

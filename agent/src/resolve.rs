@@ -11,7 +11,10 @@ use serde::Serialize;
 use crate::{
     error::{Error, Result},
     kind::Kind,
-    oci::{Descriptor, Digest, Document, DocumentKind, ImageConfig, Index, Manifest, MediaType, Verified},
+    oci::{
+        Descriptor, Digest, Document, DocumentKind, ImageConfig, Index, Manifest, MediaType,
+        Verified,
+    },
     pull::Choice,
     source::{Source, small_blob},
 };
@@ -59,7 +62,10 @@ pub struct Resolution {
 impl Resolution {
     /// The manifest that was reached, through nested indexes.
     pub fn selected_leaf(&self) -> Option<&Digest> {
-        self.outcome.as_ref().ok().map(|choice| &choice.leaf.descriptor.digest)
+        self.outcome
+            .as_ref()
+            .ok()
+            .map(|choice| &choice.leaf.descriptor.digest)
     }
 }
 
@@ -83,7 +89,12 @@ pub async fn resolve(root: Document, source: &dyn Source, want: &Want) -> Result
         DocumentKind::Manifest(manifest) => single(root, &manifest, source, want).await,
         DocumentKind::Index(index) => {
             let offers = offers(&index);
-            let selection = select(&offers, &want.wanted, want.host.as_ref(), want.engine.as_ref());
+            let selection = select(
+                &offers,
+                &want.wanted,
+                want.host.as_ref(),
+                want.engine.as_ref(),
+            );
             let mut entries: Vec<Entry> = index
                 .entries
                 .iter()
@@ -94,11 +105,10 @@ pub async fn resolve(root: Document, source: &dyn Source, want: &Want) -> Result
             let mut outcome = if let Some(conflict) = &selection.engine_conflict
                 && !want.variant_best
             {
-                Err(missing(&offers, want, &root)
-                    .because(format_args!(
-                        "the container engine would take its entry for {}, but {}",
-                        conflict.platform, conflict.reason
-                    )))
+                Err(missing(&offers, want, &root).because(format_args!(
+                    "the container engine would take its entry for {}, but {}",
+                    conflict.platform, conflict.reason
+                )))
             } else if let Some(at) = selection.selected() {
                 walk(&root, &index, at, source, want).await?
             } else {
@@ -130,7 +140,12 @@ pub async fn resolve(root: Document, source: &dyn Source, want: &Want) -> Result
                         .unwrap_or_else(|| "what it points at does not fit".to_owned());
                 }
             }
-            Ok(Resolution { root, entries, selected, outcome })
+            Ok(Resolution {
+                root,
+                entries,
+                selected,
+                outcome,
+            })
         }
     }
 }
@@ -158,10 +173,17 @@ fn row(entry: &Descriptor, offer: &Offer, verdict: &EntryVerdict) -> Entry {
 fn missing(offers: &[Offer], want: &Want, root: &Document) -> Error {
     let told = explain_missing(offers, &want.wanted, want.host.as_ref());
     let host = want.host.as_ref().map(|h| h.platform.to_string());
-    let whom = if want.asked == "host" { "this host can use" } else { "fits what was asked for" };
+    let whom = if want.asked == "host" {
+        "this host can use"
+    } else {
+        "fits what was asked for"
+    };
     let mut error = Error::new(
         Kind::PlatformMissing,
-        format_args!("{} offers no image that {whom}", root.descriptor.digest.short()),
+        format_args!(
+            "{} offers no image that {whom}",
+            root.descriptor.digest.short()
+        ),
     );
     if want.asked == "host" {
         if let Some(host) = &want.host {
@@ -182,7 +204,11 @@ fn missing(offers: &[Offer], want: &Want, root: &Document) -> Error {
 
 /// One line on why this host wants what it wants.
 fn why_wanted(host: &Host) -> String {
-    let machine = host.machine.as_deref().map(|m| format!(" ({m})")).unwrap_or_default();
+    let machine = host
+        .machine
+        .as_deref()
+        .map(|m| format!(" ({m})"))
+        .unwrap_or_default();
     let mut line = format!(
         "this host is {}{machine}, kernel {}, userland {}",
         host.platform, host.kernel, host.userland
@@ -209,7 +235,10 @@ async fn walk(
     let mut label: Option<Platform> = None;
     for _ in 0..MAX_DEPTH {
         let Some(entry) = index.entries.get(at) else {
-            return Err(Error::new(Kind::Internal, "the chosen entry is not in its index"));
+            return Err(Error::new(
+                Kind::Internal,
+                "the chosen entry is not in its index",
+            ));
         };
         if !entry.media_type.is_index() && !entry.media_type.is_manifest() {
             return Err(Error::new(
@@ -220,7 +249,11 @@ async fn walk(
                 ),
             ));
         }
-        label = entry.platform.as_ref().and_then(Platform::from_label).or(label);
+        label = entry
+            .platform
+            .as_ref()
+            .and_then(Platform::from_label)
+            .or(label);
         let document = source.document(entry).await.map_err(|error| {
             let message = format!("cannot read entry {} of index {}", entry.digest, root.descriptor.digest.short());
             if error.kind() == Kind::NotFound {
@@ -239,14 +272,19 @@ async fn walk(
                     let said = config_platform(&manifest, &config);
                     let offer = config_offer(&document, &manifest, said.as_ref());
                     let offers = [offer];
-                    if select(&offers, &want.wanted, want.host.as_ref(), None).selected().is_none() {
-                        let says = said.as_ref().and_then(|l| Platform::from_label(l)).map_or_else(
-                            || "no platform".to_owned(),
-                            |p| p.to_string(),
-                        );
+                    if select(&offers, &want.wanted, want.host.as_ref(), None)
+                        .selected()
+                        .is_none()
+                    {
+                        let says = said
+                            .as_ref()
+                            .and_then(|l| Platform::from_label(l))
+                            .map_or_else(|| "no platform".to_owned(), |p| p.to_string());
                         let all = self::offers(&index);
                         return Ok(Err(missing(&with_config(all, at, said), want, root)
-                            .because(format_args!("the entry names no platform, and its config says {says}"))));
+                            .because(format_args!(
+                                "the entry names no platform, and its config says {says}"
+                            ))));
                     }
                     label = said.as_ref().and_then(|l| Platform::from_label(l));
                 }
@@ -261,10 +299,16 @@ async fn walk(
             }
             DocumentKind::Index(inner) => {
                 let offers = self::offers(&inner);
-                let selection = select(&offers, &want.wanted, want.host.as_ref(), want.engine.as_ref());
+                let selection = select(
+                    &offers,
+                    &want.wanted,
+                    want.host.as_ref(),
+                    want.engine.as_ref(),
+                );
                 let Some(next) = selection.selected() else {
-                    return Ok(Err(missing(&offers, want, &document)
-                        .because("the nested index that was chosen offers nothing that fits")));
+                    return Ok(Err(missing(&offers, want, &document).because(
+                        "the nested index that was chosen offers nothing that fits",
+                    )));
                 };
                 ancestors.push(document);
                 index = inner;
@@ -274,22 +318,37 @@ async fn walk(
     }
     Err(Error::new(
         Kind::Unsupported,
-        format_args!("index {} nests more than {MAX_DEPTH} levels deep", root.descriptor.digest),
+        format_args!(
+            "index {} nests more than {MAX_DEPTH} levels deep",
+            root.descriptor.digest
+        ),
     ))
 }
 
 /// The same offers, with the platform of entry `at` known from its config.
-fn with_config(mut offers: Vec<Offer>, at: usize, label: Option<edgepull_platform::Label>) -> Vec<Offer> {
+fn with_config(
+    mut offers: Vec<Offer>,
+    at: usize,
+    label: Option<edgepull_platform::Label>,
+) -> Vec<Offer> {
     if let Some(offer) = offers.get_mut(at) {
         offer.label = label;
     }
     offers
 }
 
-fn config_offer(document: &Document, manifest: &Manifest, label: Option<&edgepull_platform::Label>) -> Offer {
+fn config_offer(
+    document: &Document,
+    manifest: &Manifest,
+    label: Option<&edgepull_platform::Label>,
+) -> Offer {
     Offer {
         label: label.cloned(),
-        kind: if manifest.is_artifact() { OfferKind::Artifact } else { OfferKind::Image },
+        kind: if manifest.is_artifact() {
+            OfferKind::Artifact
+        } else {
+            OfferKind::Image
+        },
         digest: document.descriptor.digest.to_string(),
     }
 }
@@ -300,13 +359,25 @@ fn config_platform(manifest: &Manifest, config: &Verified) -> Option<edgepull_pl
     if !image_like {
         return None;
     }
-    ImageConfig::parse(config).ok().map(|c| c.label).filter(|l| !l.os.is_empty() || !l.architecture.is_empty())
+    ImageConfig::parse(config)
+        .ok()
+        .map(|c| c.label)
+        .filter(|l| !l.os.is_empty() || !l.architecture.is_empty())
 }
 
-async fn read_config(document: &Document, manifest: &Manifest, source: &dyn Source) -> Result<Verified> {
-    let config = small_blob(source, &manifest.config).await.map_err(|error| {
-        error.during(format_args!("cannot read the config of manifest {}", document.descriptor.digest))
-    })?;
+async fn read_config(
+    document: &Document,
+    manifest: &Manifest,
+    source: &dyn Source,
+) -> Result<Verified> {
+    let config = small_blob(source, &manifest.config)
+        .await
+        .map_err(|error| {
+            error.during(format_args!(
+                "cannot read the config of manifest {}",
+                document.descriptor.digest
+            ))
+        })?;
     if !manifest.is_artifact() {
         ImageConfig::parse(&config)?;
     }
@@ -314,13 +385,24 @@ async fn read_config(document: &Document, manifest: &Manifest, source: &dyn Sour
 }
 
 /// A reference that is one manifest: its config is its only label.
-async fn single(root: Document, manifest: &Manifest, source: &dyn Source, want: &Want) -> Result<Resolution> {
+async fn single(
+    root: Document,
+    manifest: &Manifest,
+    source: &dyn Source,
+    want: &Want,
+) -> Result<Resolution> {
     let config = read_config(&root, manifest, source).await?;
     let label = config_platform(manifest, &config);
     let offers = [config_offer(&root, manifest, label.as_ref())];
-    let selection = select(&offers, &want.wanted, want.host.as_ref(), want.engine.as_ref());
+    let selection = select(
+        &offers,
+        &want.wanted,
+        want.host.as_ref(),
+        want.engine.as_ref(),
+    );
     let platform = label.as_ref().and_then(Platform::from_label);
-    let fits = platform.is_some() && selection.selected().is_some() && selection.engine_conflict.is_none();
+    let fits =
+        platform.is_some() && selection.selected().is_some() && selection.engine_conflict.is_none();
     // An artifact for no platform is for whoever asks for it by name.
     let generic = manifest.is_artifact() && platform.is_none();
     let digest = root.descriptor.digest.clone();
@@ -339,18 +421,34 @@ async fn single(root: Document, manifest: &Manifest, source: &dyn Source, want: 
         } else if platform.is_none() {
             "a single image whose config names no platform".to_owned()
         } else {
-            let said = selection.entries.first().map(|v| v.reason.clone()).unwrap_or_default();
+            let said = selection
+                .entries
+                .first()
+                .map(|v| v.reason.clone())
+                .unwrap_or_default();
             format!("a single image, its config is the only label: {said}")
         },
     };
     let outcome = if fits || generic {
-        Ok(Choice { root: root.clone(), ancestors: Vec::new(), leaf: root.clone(), config, platform, target_is_leaf: false })
+        Ok(Choice {
+            root: root.clone(),
+            ancestors: Vec::new(),
+            leaf: root.clone(),
+            config,
+            platform,
+            target_is_leaf: false,
+        })
     } else {
         Err(missing(&offers, want, &root)
             .because("the reference is a single image, not an index: its config is its only label"))
     };
     let selected = outcome.is_ok().then(|| digest.clone());
-    Ok(Resolution { root, entries: vec![entry], selected, outcome })
+    Ok(Resolution {
+        root,
+        entries: vec![entry],
+        selected,
+        outcome,
+    })
 }
 
 /// Every image entry of an index (`--platform all`), each as the platform to ask for;

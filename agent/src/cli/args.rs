@@ -24,65 +24,82 @@ Examples:
 /// The right container image, already on the edge device.
 #[derive(Debug, Parser)]
 #[command(name = "edgepull", version, about, after_help = AFTER_HELP, max_term_width = 100)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
-    pub global: Global,
+    pub(crate) global: Global,
     #[command(subcommand)]
-    pub verb: Verb,
+    pub(crate) verb: Verb,
 }
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
-pub struct Global {
+pub(crate) struct Global {
     /// containerd's socket [default: the engine that runs here]
-    #[arg(short, long, global = true, env = "CONTAINERD_ADDRESS", value_name = "SOCKET")]
-    pub address: Option<PathBuf>,
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "CONTAINERD_ADDRESS",
+        value_name = "SOCKET"
+    )]
+    pub(crate) address: Option<PathBuf>,
 
     /// containerd namespace [default: the engine's: `k8s.io`, `moby` or `default`]
-    #[arg(short, long, global = true, env = "CONTAINERD_NAMESPACE", value_name = "NS")]
-    pub namespace: Option<String>,
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "CONTAINERD_NAMESPACE",
+        value_name = "NS"
+    )]
+    pub(crate) namespace: Option<String>,
 
     /// Snapshotter [default: the namespace's, else `overlayfs`]
-    #[arg(long, global = true, env = "CONTAINERD_SNAPSHOTTER", value_name = "NAME")]
-    pub snapshotter: Option<String>,
+    #[arg(
+        long,
+        global = true,
+        env = "CONTAINERD_SNAPSHOTTER",
+        value_name = "NAME"
+    )]
+    pub(crate) snapshotter: Option<String>,
 
     /// Talk http instead of https to the registries of this call
     #[arg(long, global = true)]
-    pub plain_http: bool,
+    pub(crate) plain_http: bool,
 
     /// Registry credentials in docker's config.json format
     #[arg(long, global = true, env = "REGISTRY_AUTH_FILE", value_name = "FILE")]
-    pub authfile: Option<PathBuf>,
+    pub(crate) authfile: Option<PathBuf>,
 
     /// Credentials for the registries of this call; a missing password is read from the terminal's line
     #[arg(long, global = true, value_name = "USER[:PASS]")]
-    pub creds: Option<String>,
+    pub(crate) creds: Option<String>,
 
     /// Judge this recorded host instead of the running one
     #[arg(long, global = true, value_name = "DIR")]
-    pub sysroot: Option<PathBuf>,
+    pub(crate) sysroot: Option<PathBuf>,
 
     /// What to print on stdout
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
+    pub(crate) output: Output,
 
     /// Only errors on stderr
     #[arg(short, long, global = true)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
 
     /// More on stderr: -v for requests, -vv for everything [env: EDGEPULL_LOG]
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub verbose: u8,
+    pub(crate) verbose: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     Text,
     Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Progress {
+pub(crate) enum Progress {
     /// Bars on a terminal, plain lines elsewhere
     #[default]
     Auto,
@@ -92,15 +109,17 @@ pub enum Progress {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Variant {
+pub(crate) enum Variant {
     /// The best this host runs, even where containerd would look up another entry
     Best,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// The truth about this host: platform, what it can run, and the evidence
-    #[command(after_help = "Example:\n  edgepull detect --record ./my-host    write a recorded host for a bug report")]
+    #[command(
+        after_help = "Example:\n  edgepull detect --record ./my-host    write a recorded host for a bug report"
+    )]
     Detect {
         /// Also write this host's facts into DIR (for `--sysroot`)
         #[arg(long, value_name = "DIR")]
@@ -114,7 +133,9 @@ pub enum Verb {
     Explain(Look),
 
     /// Does REF offer the wanted platforms? Exit code 3 if not
-    #[command(after_help = "Example:\n  edgepull check app:1.4 --platform linux/arm64 --platform linux/arm/v7")]
+    #[command(
+        after_help = "Example:\n  edgepull check app:1.4 --platform linux/arm64 --platform linux/arm/v7"
+    )]
     Check {
         /// Registry references, `oci:DIR[:TAG|@DIGEST]` or `oci-archive:FILE`
         #[arg(required = true, value_name = "REF")]
@@ -143,7 +164,9 @@ pub enum Verb {
     },
 
     /// Write images into an OCI archive, for hosts without a network
-    #[command(after_help = "Example:\n  edgepull export nginx:1.27 --platform linux/arm64 --to nginx-arm64.tar")]
+    #[command(
+        after_help = "Example:\n  edgepull export nginx:1.27 --platform linux/arm64 --to nginx-arm64.tar"
+    )]
     Export {
         /// Registry references, or `oci:DIR`; with --from-containerd, image records
         #[arg(required = true, value_name = "REF")]
@@ -190,20 +213,20 @@ pub enum Verb {
 }
 
 #[derive(Debug, Clone, Args)]
-pub struct Look {
+pub(crate) struct Look {
     /// Registry reference, `oci:DIR[:TAG|@DIGEST]` or `oci-archive:FILE`
     #[arg(value_name = "REF")]
-    pub reference: String,
+    pub(crate) reference: String,
     /// Judge for a plain host of this platform, in containerd's order
     #[arg(long, value_name = "P")]
-    pub platform: Option<String>,
+    pub(crate) platform: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]
-pub struct PlatformArg {
+pub(crate) struct PlatformArg {
     /// `linux/arm64`, `arm/v7`, `P,fallback` (containerd's order from P on), `host` or `all`
     #[arg(long = "platform", value_name = "P")]
-    pub platforms: Vec<String>,
+    pub(crate) platforms: Vec<String>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -213,32 +236,32 @@ Examples:
   edgepull pull --pin -n k8s.io registry.k8s.io/pause:3.10
   edgepull pull --platform linux/arm64 --store oci-archive:app.tar app:1.4
   edgepull pull --platform zephyr/armv7 --artifact-dir ./out fita/service:1.0")]
-pub struct Pull {
+pub(crate) struct Pull {
     /// Image references
     #[arg(required = true, value_name = "REF")]
-    pub references: Vec<String>,
+    pub(crate) references: Vec<String>,
     #[command(flatten)]
-    pub platform: PlatformArg,
+    pub(crate) platform: PlatformArg,
     /// Every image entry of the index (`--platform all`)
     #[arg(long, conflicts_with = "platforms")]
-    pub all_platforms: bool,
+    pub(crate) all_platforms: bool,
     /// `containerd`, `oci:DIR` or `oci-archive:FILE`
     #[arg(long, default_value = "containerd", value_name = "S")]
-    pub store: String,
+    pub(crate) store: String,
     /// Look further than the store's reader does; the image record then points at the manifest
     #[arg(long, value_enum)]
-    pub variant: Option<Variant>,
+    pub(crate) variant: Option<Variant>,
     /// Content and image record only, no snapshots
     #[arg(long)]
-    pub no_unpack: bool,
+    pub(crate) no_unpack: bool,
     /// Protect from kubelet's image garbage collection
     #[arg(long)]
-    pub pin: bool,
+    pub(crate) pin: bool,
     #[arg(long, value_enum, default_value_t)]
-    pub progress: Progress,
+    pub(crate) progress: Progress,
     /// Write an artifact's files here
     #[arg(long, value_name = "DIR")]
-    pub artifact_dir: Option<PathBuf>,
+    pub(crate) artifact_dir: Option<PathBuf>,
 }
 
 #[cfg(test)]

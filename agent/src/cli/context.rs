@@ -16,9 +16,9 @@ use crate::{
     engine::{self, Overrides, Profile},
     error::{Error, Result},
     kind::Kind,
-    layout::{Archive, Layout, LayoutKind, LayoutRef},
+    layout::{LayoutRef, Local},
     oci::{Document, Reference},
-    registry::{Client, Credentials, Repo, Settings},
+    registry::{Client, Credentials, Environment, Repo, Settings},
     resolve::Want,
     source::Source,
 };
@@ -28,70 +28,75 @@ const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Shared by the verbs of one call.
 #[derive(Debug)]
-pub struct Context {
-    pub global: Global,
-    pub printer: Printer,
+pub(crate) struct Context {
+    pub(crate) global: Global,
+    pub(crate) printer: Printer,
     host: OnceLock<Host>,
     client: OnceLock<Client>,
 }
 
 /// An engine that answered, and what its reader will look up on this host.
 #[derive(Debug, Clone)]
-pub struct Attached {
-    pub engine: Engine,
-    pub profile: Profile,
-    pub snapshotter: String,
-    pub platform: Platform,
+pub(crate) struct Attached {
+    pub(crate) engine: Engine,
+    pub(crate) profile: Profile,
+    pub(crate) snapshotter: String,
+    pub(crate) platform: Platform,
 }
 
 /// What a REF on the command line stands for.
 #[derive(Debug)]
-pub enum Target {
+pub(crate) enum Target {
     Registry { reference: Reference, repo: Repo },
-    Layout { typed: String, layout: Layout, wanted: LayoutRef },
-    Archive { typed: String, archive: Archive, wanted: LayoutRef },
+    Local { local: Local, wanted: LayoutRef },
 }
 
 impl Target {
-    pub fn source(&self) -> &dyn Source {
+    pub(crate) fn source(&self) -> &dyn Source {
         match self {
             Self::Registry { repo, .. } => repo,
-            Self::Layout { layout, .. } => layout,
-            Self::Archive { archive, .. } => archive,
+            Self::Local { local, .. } => local.source(),
         }
     }
 
     /// The document that the reference names.
-    pub async fn root(&self) -> Result<Document> {
+    pub(crate) async fn root(&self) -> Result<Document> {
         match self {
             Self::Registry { repo, .. } => repo.get().await,
-            Self::Layout { layout, wanted, .. } => layout.root(wanted.selector()).await,
-            Self::Archive { archive, wanted, .. } => archive.root(wanted.selector()).await,
+            Self::Local { local, wanted } => {
+                let descriptor = local.resolve(wanted.selector())?;
+                local.source().document(&descriptor).await
+            }
         }
     }
 
-    pub fn typed(&self) -> &str {
+    pub(crate) fn typed(&self) -> &str {
         match self {
             Self::Registry { reference, .. } => reference.typed(),
-            Self::Layout { typed, .. } | Self::Archive { typed, .. } => typed,
+            Self::Local { wanted, .. } => wanted.typed(),
         }
     }
 
-    pub fn registry(&self) -> Option<&str> {
+    pub(crate) fn registry(&self) -> Option<&str> {
         match self {
             Self::Registry { reference, .. } => Some(reference.repository().domain()),
-            Self::Layout { .. } | Self::Archive { .. } => None,
+            Self::Local { .. } => None,
         }
     }
 }
 
 impl Context {
-    pub fn new(global: Global, printer: Printer) -> Self {
-        Self { global, printer, host: OnceLock::new(), client: OnceLock::new() }
+    pub(crate) fn new(global: Global, printer: Printer) -> Self {
+        Self {
+            global,
+            printer,
+            host: OnceLock::new(),
+            client: OnceLock::new(),
+        }
     }
 
     /// The host truth: of this machine, or of the recorded one.
-    pub fn host(&self) -> Result<&Host> {
+    pub(crate) fn host(&self) -> Result<&Host> {
         if let Some(host) = self.host.get() {
             return Ok(host);
         }
@@ -103,53 +108,58 @@ impl Context {
         Ok(self.host.get_or_init(|| host))
     }
 
-    pub fn facts(&self) -> Result<Facts> {
+    pub(crate) fn facts(&self) -> Result<Facts> {
         match &self.global.sysroot {
             Some(dir) => Facts::recorded(dir).map_err(|error| {
-                Error::new(Kind::Usage, format_args!("cannot read the recorded host `{}`", dir.display()))
-                    .caused_by(&error)
-                    .hint("`edgepull detect --record DIR` writes such a directory")
+                Error::new(
+                    Kind::Usage,
+                    format_args!("cannot read the recorded host `{}`", dir.display()),
+                )
+                .caused_by(&error)
+                .hint("`edgepull detect --record DIR` writes such a directory")
             }),
-            None => Facts::live()
-                .map_err(|error| Error::new(Kind::Internal, "cannot read this host's facts").caused_by(&error)),
+            None => Facts::live().map_err(|error| {
+                Error::new(Kind::Internal, "cannot read this host's facts").caused_by(&error)
+            }),
         }
     }
 
-    pub fn client(&self) -> Result<&Client> {
+    pub(crate) fn client(&self) -> Result<&Client> {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
-        let credentials =
-            Credentials::from_environment(self.global.creds.as_deref(), self.global.authfile.as_deref())?;
-        let settings =
-            Settings { plain_http: self.global.plain_http, credentials, ..Settings::default() };
+        let credentials = Credentials::discover(
+            self.global.creds.as_deref(),
+            self.global.authfile.as_deref(),
+            &Environment::of_process(),
+        );
+        let settings = Settings {
+            plain_http: self.global.plain_http,
+            credentials,
+            ..Settings::default()
+        };
         let client = Client::new(settings)?;
         Ok(self.client.get_or_init(|| client))
     }
 
     /// Parses a registry reference.
-    pub fn reference(typed: &str) -> Result<Reference> {
+    pub(crate) fn reference(typed: &str) -> Result<Reference> {
         Reference::parse(typed).map_err(|error| {
-            Error::new(Kind::InvalidReference, format_args!("`{typed}` is no image reference"))
-                .because(error)
-                .reference(typed)
+            Error::new(
+                Kind::InvalidReference,
+                format_args!("`{typed}` is no image reference"),
+            )
+            .because(error)
+            .reference(typed)
         })
     }
 
     /// What REF stands for: a registry, a layout directory or an archive.
-    pub fn target(&self, typed: &str) -> Result<Target> {
+    pub(crate) async fn target(&self, typed: &str) -> Result<Target> {
         if let Some(parsed) = LayoutRef::parse(typed) {
             let wanted = parsed?;
-            return match wanted.kind() {
-                LayoutKind::Directory => {
-                    let layout = Layout::open(wanted.path()).map_err(|error| error.reference(typed))?;
-                    Ok(Target::Layout { typed: typed.to_owned(), layout, wanted })
-                }
-                LayoutKind::Archive => {
-                    let archive = Archive::open(wanted.path()).map_err(|error| error.reference(typed))?;
-                    Ok(Target::Archive { typed: typed.to_owned(), archive, wanted })
-                }
-            };
+            let local = Local::open(&wanted).await?;
+            return Ok(Target::Local { local, wanted });
         }
         let reference = Self::reference(typed)?;
         let repo = self.client()?.repository(&reference);
@@ -157,7 +167,7 @@ impl Context {
     }
 
     /// The profile that the flags and the running engines decide.
-    pub fn profile(&self) -> Result<Profile> {
+    pub(crate) fn profile(&self) -> Result<Profile> {
         engine::choose(&Overrides {
             address: self.global.address.clone(),
             namespace: self.global.namespace.clone(),
@@ -165,21 +175,29 @@ impl Context {
     }
 
     /// Connects to the engine, or says why that is not possible.
-    pub async fn attach(&self) -> Result<Attached> {
+    pub(crate) async fn attach(&self) -> Result<Attached> {
         let profile = self.profile()?;
         let engine = Engine::connect(&profile.address, &profile.namespace, ENGINE_TIMEOUT).await?;
-        let snapshotter = engine.snapshotter(self.global.snapshotter.as_deref()).await?;
-        let platform = match engine.platform(&snapshotter).await? {
-            Some(platform) => platform,
+        let snapshotter = engine
+            .snapshotter(self.global.snapshotter.as_deref())?
+            .name
+            .clone();
+        let platform = match engine.platform() {
+            Some(platform) => platform.clone(),
             // An engine that does not say is taken to be what the host is.
             None => self.host()?.platform.clone(),
         };
-        Ok(Attached { engine, profile, snapshotter, platform })
+        Ok(Attached {
+            engine,
+            profile,
+            snapshotter,
+            platform,
+        })
     }
 
     /// The engine if one answers. A recorded host has none; a socket that was named
     /// and does not answer is a warning, because looking needs no engine.
-    pub async fn attach_if_alive(&self) -> Result<(Option<Attached>, Option<Error>)> {
+    pub(crate) async fn attach_if_alive(&self) -> Result<(Option<Attached>, Option<Error>)> {
         if self.global.sysroot.is_some() {
             return Ok((None, None));
         }
@@ -191,7 +209,7 @@ impl Context {
     }
 
     /// What the store's reader will look up on this host.
-    pub fn selects(&self, attached: Option<&Attached>) -> Result<Selects> {
+    pub(crate) fn selects(&self, attached: Option<&Attached>) -> Result<Selects> {
         let host = self.host()?;
         Ok(match attached {
             Some(attached) => selects_for_engine(&attached.platform, host),
@@ -201,27 +219,43 @@ impl Context {
 
     /// `--platform` on `check`, `pull` and `export`: one want for each, `all` left out
     /// (it depends on the index) and reported by the second value.
-    pub fn wants(
+    pub(crate) fn wants(
         &self,
         platforms: &[String],
         attached: Option<&Attached>,
         variant_best: bool,
     ) -> Result<Vec<Asked>> {
         let host = ["host".to_owned()];
-        let list = if platforms.is_empty() { &host[..] } else { platforms };
-        list.iter().map(|text| self.want(text, attached, variant_best)).collect()
+        let list = if platforms.is_empty() {
+            &host[..]
+        } else {
+            platforms
+        };
+        list.iter()
+            .map(|text| self.want(text, attached, variant_best))
+            .collect()
     }
 
     fn want(&self, text: &str, attached: Option<&Attached>, variant_best: bool) -> Result<Asked> {
-        let ignore_features = attached.is_some_and(|a| !a.engine.compares_os_features());
-        let finish = |wanted: Wanted| if ignore_features { wanted.ignoring_os_features() } else { wanted };
+        let ignore_features = attached.is_some_and(|a| !compares_os_features(&a.engine));
+        let finish = |wanted: Wanted| {
+            if ignore_features {
+                wanted.ignoring_os_features()
+            } else {
+                wanted
+            }
+        };
         Ok(match text {
             "all" => Asked::All,
             "host" => {
                 let host = self.host()?.clone();
                 let wanted = if variant_best {
                     Wanted::list(
-                        host.runs.iter().filter(|r| r.how != How::Emulated).map(|r| r.platform.clone()).collect(),
+                        host.runs
+                            .iter()
+                            .filter(|r| r.how != How::Emulated)
+                            .map(|r| r.platform.clone())
+                            .collect(),
                     )
                 } else {
                     Wanted::selects(&self.selects(attached)?)
@@ -240,7 +274,11 @@ impl Context {
                     _ => (text, false),
                 };
                 let platform = parse_platform(name)?;
-                let wanted = if fallback { Wanted::fallback(&platform) } else { Wanted::exact(platform) };
+                let wanted = if fallback {
+                    Wanted::fallback(&platform)
+                } else {
+                    Wanted::exact(platform)
+                };
                 Asked::One(Want {
                     wanted: finish(wanted),
                     host: self.host().ok().cloned(),
@@ -255,22 +293,13 @@ impl Context {
 
 /// One `--platform`.
 #[derive(Debug, Clone)]
-pub enum Asked {
+pub(crate) enum Asked {
     One(Want),
     All,
 }
 
-impl Asked {
-    pub fn text(&self) -> &str {
-        match self {
-            Self::One(want) => &want.asked,
-            Self::All => "all",
-        }
-    }
-}
-
 /// The exact want for one entry of an index.
-pub fn exact(platform: &Platform, host: Option<&Host>) -> Want {
+pub(crate) fn exact(platform: &Platform, host: Option<&Host>) -> Want {
     Want {
         wanted: Wanted::exact(platform.clone()),
         host: host.cloned(),
@@ -280,7 +309,7 @@ pub fn exact(platform: &Platform, host: Option<&Host>) -> Want {
     }
 }
 
-pub fn parse_platform(text: &str) -> Result<Platform> {
+pub(crate) fn parse_platform(text: &str) -> Result<Platform> {
     Platform::parse(text).map_err(|error| {
         Error::new(Kind::Usage, format_args!("`{text}` is no platform"))
             .caused_by(&error)
@@ -288,11 +317,24 @@ pub fn parse_platform(text: &str) -> Result<Platform> {
     })
 }
 
+/// containerd compares `os.features` of index entries from 2.3 on.
+fn compares_os_features(engine: &Engine) -> bool {
+    engine
+        .version_numbers()
+        .is_none_or(|version| version >= (2, 3))
+}
+
 /// Where locks and small state live: the machine's directory, else the user's.
-pub fn state_dir() -> PathBuf {
+pub(crate) fn state_dir() -> PathBuf {
+    // systemd gives a unit its own (RuntimeDirectory=).
+    if let Some(given) = std::env::var_os("RUNTIME_DIRECTORY").filter(|value| !value.is_empty()) {
+        return PathBuf::from(given);
+    }
     let system = Path::new("/run/edgepull");
     if std::fs::create_dir_all(system).is_ok() {
         return system.to_path_buf();
     }
-    std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from).join("edgepull")
+    std::env::var_os("XDG_RUNTIME_DIR")
+        .map_or_else(std::env::temp_dir, PathBuf::from)
+        .join("edgepull")
 }

@@ -30,12 +30,18 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // `--help` and `--version` end here as well, with success.
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { Kind::Usage.exit_code() } else { 0 });
+            return ExitCode::from(if error.use_stderr() {
+                Kind::Usage.exit_code()
+            } else {
+                0
+            });
         }
     };
     log_to_stderr(cli.global.quiet, cli.global.verbose);
     let printer = Printer::new(cli.global.output);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let ended = match runtime {
         Ok(runtime) => {
             let ended = runtime.block_on(until_stopped(cli, printer));
@@ -61,8 +67,9 @@ pub fn main() -> ExitCode {
 async fn until_stopped(cli: Cli, printer: Printer) -> Result<Failures> {
     use tokio::signal::unix::{SignalKind, signal};
 
-    let mut terminate = signal(SignalKind::terminate())
-        .map_err(|error| Error::new(Kind::Internal, "cannot listen for signals").caused_by(&error))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| {
+        Error::new(Kind::Internal, "cannot listen for signals").caused_by(&error)
+    })?;
     let stopped = |name: &str| {
         Error::new(Kind::Cancelled, format_args!("stopped by {name}"))
             .hint("what was fetched so far is kept; run the same command again to go on")
@@ -80,18 +87,45 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
         Verb::Detect { record } => command::detect::run(&context, record.as_deref()).await,
         Verb::Inspect(look) => command::inspect::run(&context, &look, false).await,
         Verb::Explain(look) => command::inspect::run(&context, &look, true).await,
-        Verb::Check { references, platform } => {
-            command::check::run(&context, &references, &platform.platforms).await
-        }
+        Verb::Check {
+            references,
+            platform,
+        } => command::check::run(&context, &references, &platform.platforms).await,
         Verb::Pull(pull) => command::pull::run(&context, &pull).await,
         Verb::Images { all } => command::images::list(&context, all).await,
-        Verb::Rm { references, force } => command::images::remove(&context, &references, force).await,
-        Verb::Export { references, platform, to, from_containerd, progress } => {
-            let export = command::export::Export { references, platforms: platform.platforms, to, from_containerd, progress };
+        Verb::Rm { references, force } => {
+            command::images::remove(&context, &references, force).await
+        }
+        Verb::Export {
+            references,
+            platform,
+            to,
+            from_containerd,
+            progress,
+        } => {
+            let export = command::export::Export {
+                references,
+                platforms: platform.platforms,
+                to,
+                from_containerd,
+                progress,
+            };
             command::export::run(&context, &export).await
         }
-        Verb::Import { file, platform, no_unpack, pin, progress } => {
-            let import = command::export::Import { file, platforms: platform.platforms, unpack: !no_unpack, pin, progress };
+        Verb::Import {
+            file,
+            platform,
+            no_unpack,
+            pin,
+            progress,
+        } => {
+            let import = command::export::Import {
+                file,
+                platforms: platform.platforms,
+                unpack: !no_unpack,
+                pin,
+                progress,
+            };
             command::export::import(&context, &import).await
         }
         Verb::Completions { shell } => {
@@ -107,7 +141,9 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
         Verb::Version => {
             let version = env!("CARGO_PKG_VERSION");
             if context.printer.json() {
-                context.printer.document(&serde_json::json!({ "version": version }));
+                context
+                    .printer
+                    .document(&serde_json::json!({ "version": version }));
             } else {
                 context.printer.text(&format!("edgepull {version}\n"));
             }
@@ -123,20 +159,29 @@ fn man_page() -> Result<String> {
         clap_mangen::Man::new(command).render(&mut page)?;
         Ok(page)
     };
-    let failed = |error: std::io::Error| Error::new(Kind::Internal, "cannot render the manual page").caused_by(&error);
+    let failed = |error: std::io::Error| {
+        Error::new(Kind::Internal, "cannot render the manual page").caused_by(&error)
+    };
     let mut command = Cli::command();
     command.build();
     let mut text = render(command.clone()).map_err(failed)?;
-    for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+    for verb in command
+        .get_subcommands()
+        .filter(|verb| verb.get_name() != "help")
+    {
         let mut section = Vec::new();
         let man = clap_mangen::Man::new(verb.clone());
         let name = verb.get_name().to_uppercase();
         section.extend_from_slice(format!(".SH {name}\n").as_bytes());
-        man.render_description_section(&mut section).map_err(failed)?;
+        man.render_description_section(&mut section)
+            .map_err(failed)?;
         man.render_options_section(&mut section).map_err(failed)?;
         // Sections of a verb are sub-sections of the page.
         let shown = String::from_utf8_lossy(&section);
-        let shown = shown.replacen(".SH DESCRIPTION", ".PP", 1).replacen(".SH OPTIONS", ".SS Options", 1);
+        let shown =
+            shown
+                .replacen(".SH DESCRIPTION", ".PP", 1)
+                .replacen(".SH OPTIONS", ".SS Options", 1);
         text.extend_from_slice(shown.as_bytes());
     }
     Ok(String::from_utf8_lossy(&text).into_owned())
@@ -162,5 +207,8 @@ fn log_to_stderr(quiet: bool, verbose: u8) {
         .with_target(verbose > 1)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     // A second initialisation (tests in one process) is harmless.
-    let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(filter)
+        .with(layer)
+        .try_init();
 }

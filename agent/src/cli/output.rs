@@ -9,24 +9,27 @@ use crate::{error::Error, kind::Kind};
 
 /// How results leave the process.
 #[derive(Debug, Clone, Copy)]
-pub struct Printer {
-    pub output: Output,
-    pub colour: bool,
+pub(crate) struct Printer {
+    pub(crate) output: Output,
+    pub(crate) colour: bool,
 }
 
 impl Printer {
-    pub fn new(output: Output) -> Self {
+    pub(crate) fn new(output: Output) -> Self {
         // https://no-color.org: set and not empty.
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { output, colour: !refused && io::stdout().is_terminal() }
+        Self {
+            output,
+            colour: !refused && io::stdout().is_terminal(),
+        }
     }
 
-    pub fn json(&self) -> bool {
+    pub(crate) fn json(&self) -> bool {
         self.output == Output::Json
     }
 
     /// One JSON document on stdout.
-    pub fn document(&self, value: &impl Serialize) {
+    pub(crate) fn document(&self, value: &impl Serialize) {
         match serde_json::to_string_pretty(value) {
             Ok(text) => self.text(&format!("{text}\n")),
             Err(error) => warn(&format!("cannot encode the result: {error}")),
@@ -34,32 +37,44 @@ impl Printer {
     }
 
     /// Text on stdout. A closed pipe ends the output, not the work.
-    pub fn text(&self, text: &str) {
+    pub(crate) fn text(&self, text: &str) {
         let mut out = io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
-    pub fn bold(&self, text: &str) -> String {
-        if self.colour { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+    pub(crate) fn bold(&self, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[1m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
-    pub fn green(&self, text: &str) -> String {
-        if self.colour { format!("\x1b[32m{text}\x1b[0m") } else { text.to_owned() }
+    pub(crate) fn green(&self, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[32m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
-    pub fn dim(&self, text: &str) -> String {
-        if self.colour { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+    pub(crate) fn dim(&self, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[2m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
 /// One line on stderr; nothing can be done if that fails.
-pub fn warn(line: &str) {
+pub(crate) fn warn(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// The failure as people read it: the error, its causes, what was wanted and
 /// offered, and the next step.
-pub fn render_error(error: &Error) -> String {
+pub(crate) fn render_error(error: &Error) -> String {
     use std::fmt::Write as _;
 
     let mut text = format!("error: {}\n", error.message());
@@ -68,7 +83,11 @@ pub fn render_error(error: &Error) -> String {
     }
     if error.kind() == Kind::PlatformMissing || !error.wanted().is_empty() {
         let list = |items: &[String]| {
-            if items.is_empty() { "nothing".to_owned() } else { items.join(", ") }
+            if items.is_empty() {
+                "nothing".to_owned()
+            } else {
+                items.join(", ")
+            }
         };
         let _ = writeln!(text, "wanted: {}", list(error.wanted()));
         let _ = writeln!(text, "offered: {}", list(error.offered()));
@@ -80,12 +99,14 @@ pub fn render_error(error: &Error) -> String {
 }
 
 /// Prints a failure on stderr.
-pub fn print_error(error: &Error) {
-    let _ = io::stderr().lock().write_all(render_error(error).as_bytes());
+pub(crate) fn print_error(error: &Error) {
+    let _ = io::stderr()
+        .lock()
+        .write_all(render_error(error).as_bytes());
 }
 
 /// Rows in columns, as wide as their longest cell; the last column is free.
-pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let columns = head.len();
     let mut width: Vec<usize> = head.iter().map(|h| h.chars().count()).collect();
     for row in rows {
@@ -100,7 +121,11 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         for (at, cell) in cells.enumerate() {
             text.push_str(cell);
             if at + 1 < columns {
-                let pad = width.get(at).copied().unwrap_or_default().saturating_sub(cell.chars().count());
+                let pad = width
+                    .get(at)
+                    .copied()
+                    .unwrap_or_default()
+                    .saturating_sub(cell.chars().count());
                 text.extend(std::iter::repeat_n(' ', pad + 2));
             }
         }
@@ -114,7 +139,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// Bytes for people: `1.5 MiB`.
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;
     let mut whole = count;
@@ -125,7 +150,11 @@ pub fn bytes(count: u64) -> String {
         unit += 1;
     }
     let name = UNITS.get(unit).copied().unwrap_or("B");
-    if unit == 0 { format!("{whole} {name}") } else { format!("{whole}.{} {name}", rest * 10 / 1024) }
+    if unit == 0 {
+        format!("{whole} {name}")
+    } else {
+        format!("{whole}.{} {name}", rest * 10 / 1024)
+    }
 }
 
 #[cfg(test)]
@@ -136,7 +165,10 @@ mod tests {
     fn an_error_reads_top_down() {
         let error = Error::new(Kind::PlatformMissing, "cannot pull `r.example/app:1`")
             .because("no offered platform fits")
-            .platforms(vec!["linux/arm64".to_owned()], vec!["linux/amd64".to_owned()])
+            .platforms(
+                vec!["linux/arm64".to_owned()],
+                vec!["linux/amd64".to_owned()],
+            )
             .hint("ask the publisher for linux/arm64");
         assert_eq!(
             render_error(&error),

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Chooses what listens to the work.
-pub fn observer(choice: Progress, quiet: bool) -> Events {
+pub(crate) fn observer(choice: Progress, quiet: bool) -> Events {
     match choice {
         Progress::None => Events::none(),
         Progress::Json => Events::new(JsonLines),
@@ -45,32 +45,59 @@ impl Observer for PlainLines {
     fn observe(&self, event: &Event) {
         let line = match event {
             Event::Resolving { reference } => format!("{reference}: resolving"),
-            Event::Resolved { reference, manifest, platform, .. } => {
+            Event::Resolved {
+                reference,
+                manifest,
+                platform,
+                ..
+            } => {
                 format!("{reference}: {platform} is {}", manifest.short())
             }
-            Event::Planned { reference, layers, bytes_to_fetch, bytes_present } => format!(
+            Event::Planned {
+                reference,
+                layers,
+                bytes_to_fetch,
+                bytes_present,
+            } => format!(
                 "{reference}: {layers} layers, {} to fetch, {} already here",
                 output::bytes(*bytes_to_fetch),
                 output::bytes(*bytes_present)
             ),
-            Event::BlobStarted { reference, digest, size, offset } if *offset > 0 => format!(
+            Event::BlobStarted {
+                reference,
+                digest,
+                size,
+                offset,
+            } if *offset > 0 => format!(
                 "{reference}: {} resumed at {} of {}",
                 digest.short(),
                 output::bytes(*offset),
                 output::bytes(*size)
             ),
             Event::BlobStarted { .. } | Event::BlobProgress { .. } => return,
-            Event::BlobDone { reference, digest, size, reused } => format!(
+            Event::BlobDone {
+                reference,
+                digest,
+                size,
+                reused,
+            } => format!(
                 "{reference}: {} {} ({})",
                 digest.short(),
                 if *reused { "already here" } else { "fetched" },
                 output::bytes(*size)
             ),
             Event::BlobWaiting { reference, digest } => {
-                format!("{reference}: {} is being fetched by another client, waiting", digest.short())
+                format!(
+                    "{reference}: {} is being fetched by another client, waiting",
+                    digest.short()
+                )
             }
             Event::Unpacking { .. } => return,
-            Event::Unpacked { reference, digest, reused } => {
+            Event::Unpacked {
+                reference,
+                digest,
+                reused,
+            } => {
                 if *reused {
                     return;
                 }
@@ -137,10 +164,21 @@ impl Observer for Bars {
             Event::Resolving { reference } => {
                 let _ = self.all.println(format!("{reference}: resolving"));
             }
-            Event::Resolved { reference, manifest, platform, .. } => {
-                let _ = self.all.println(format!("{reference}: {platform} is {}", manifest.short()));
+            Event::Resolved {
+                reference,
+                manifest,
+                platform,
+                ..
+            } => {
+                let _ = self
+                    .all
+                    .println(format!("{reference}: {platform} is {}", manifest.short()));
             }
-            Event::Planned { bytes_to_fetch, layers, .. } => {
+            Event::Planned {
+                bytes_to_fetch,
+                layers,
+                ..
+            } => {
                 if *bytes_to_fetch > 0 {
                     let bar = self.all.add(ProgressBar::new(*bytes_to_fetch));
                     bar.set_style(style(TOTAL));
@@ -148,7 +186,12 @@ impl Observer for Bars {
                     state.total = Some(bar);
                 }
             }
-            Event::BlobStarted { digest, size, offset, .. } => {
+            Event::BlobStarted {
+                digest,
+                size,
+                offset,
+                ..
+            } => {
                 let bar = self.all.insert(0, ProgressBar::new(*size));
                 bar.set_style(style(BAR));
                 bar.set_prefix(digest.short());

@@ -214,12 +214,12 @@ impl Engine {
     }
 
     /// Deletes the record `name`; `false` if there was none. What only it held is
-    /// collected by containerd's next garbage collection.
-    pub async fn delete_image(&self, name: &str) -> Result<bool> {
+    /// collected by containerd's next garbage collection; `sync` waits for one, of all
+    /// namespaces.
+    pub async fn delete_image(&self, name: &str, sync: bool) -> Result<bool> {
         let message = DeleteImageRequest {
             name: name.to_owned(),
-            // A synchronous delete waits for a garbage collection of all namespaces.
-            sync: false,
+            sync,
             target: None,
         };
         let action = format!("delete image `{name}`");

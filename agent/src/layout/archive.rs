@@ -24,7 +24,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     kind::Kind,
-    oci::{Algorithm, Descriptor, Digest, Document, Index},
+    oci::{Algorithm, Descriptor, Digest, Document, Index, Reference},
     source::{BlobStream, Source},
 };
 
@@ -172,6 +172,11 @@ impl Archive {
                 Ok(read_document(&range, &digest, None, &inner.name)?.descriptor)
             }
         }
+    }
+
+    /// The images that have a full name, which is what they are imported under.
+    pub fn images(&self) -> Result<Vec<(Reference, Descriptor)>> {
+        super::entries::images(&self.inner.index, &self.inner.name)
     }
 
     /// Whether the archive holds the blob in its full size.

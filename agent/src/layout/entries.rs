@@ -7,7 +7,7 @@ use super::MAX_DOCUMENT;
 use crate::{
     error::{Error, Result},
     kind::Kind,
-    oci::{Descriptor, MediaType},
+    oci::{Descriptor, Index, MediaType, Reference},
 };
 
 /// The name that skopeo, buildah and others look for (image-spec annotations.md).
@@ -25,8 +25,52 @@ pub struct Names {
 }
 
 impl Names {
+    /// The names of an image that came from a registry.
+    pub fn of(reference: &Reference) -> Self {
+        Self {
+            record_name: reference.record_name(),
+            tag: reference.tag().map(str::to_owned),
+        }
+    }
+
     fn ref_name(&self) -> &str {
         self.tag.as_deref().unwrap_or(&self.record_name)
+    }
+}
+
+/// The images of `index` under their full names; an entry without one has none to be
+/// imported under.
+pub(super) fn images(index: &Index, store: &str) -> Result<Vec<(Reference, Descriptor)>> {
+    let mut images = Vec::new();
+    for entry in &index.entries {
+        let name = [IMAGE_NAME, REF_NAME].into_iter().find_map(|key| {
+            // A bare tag parses as a name too; a full name has a path.
+            let name = entry.annotation(key).filter(|name| name.contains('/'))?;
+            Reference::parse(name).ok()
+        });
+        if let Some(name) = name {
+            images.push((name, entry.clone()));
+        }
+    }
+    if images.is_empty() {
+        return Err(Error::new(
+            Kind::InvalidContent,
+            format_args!("`{store}` holds no image with a full name"),
+        )
+        .hint("write the archive with `edgepull export`, `ctr image export` or `docker save`: they record the full name (annotation `io.containerd.image.name`)"));
+    }
+    Ok(images)
+}
+
+/// What `entry` is called; its digest where it has no name.
+pub(super) fn names(entry: &Descriptor) -> Names {
+    let short = entry.annotation(REF_NAME).filter(|name| !name.is_empty());
+    let full = entry.annotation(IMAGE_NAME).filter(|name| !name.is_empty());
+    Names {
+        record_name: full
+            .or(short)
+            .map_or_else(|| entry.digest.to_string(), str::to_owned),
+        tag: short.map(str::to_owned),
     }
 }
 

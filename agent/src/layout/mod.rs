@@ -83,6 +83,17 @@ impl Local {
         }
     }
 
+    /// What the image that `selector` names is called.
+    pub fn names(&self, selector: Option<&Selector>) -> Result<Names> {
+        let wanted = self.resolve(selector)?;
+        let index = self.index()?;
+        let entry = index
+            .entries
+            .iter()
+            .find(|entry| entry.digest == wanted.digest);
+        Ok(entries::names(entry.unwrap_or(&wanted)))
+    }
+
     /// The content, for whatever reads images.
     pub fn source(&self) -> &dyn Source {
         match self {

@@ -30,13 +30,24 @@ struct Row {
     error: Option<Error>,
 }
 
-pub(crate) async fn run(context: &Context, references: &[String], platforms: &[String]) -> Result<Failures> {
+pub(crate) async fn run(
+    context: &Context,
+    references: &[String],
+    platforms: &[String],
+) -> Result<Failures> {
     // Only a check for this host depends on the engine that runs here.
     let for_host = platforms.is_empty() || platforms.iter().any(|p| p == "host");
-    let (attached, _) = if for_host { context.attach_if_alive().await? } else { (None, None) };
+    let (attached, _) = if for_host {
+        context.attach_if_alive().await?
+    } else {
+        (None, None)
+    };
     let asked = context.wants(platforms, attached.as_ref(), false)?;
     // Wrong references end the call before any work.
-    let targets = references.iter().map(|typed| open(context, typed)).collect::<Result<Vec<_>>>()?;
+    let mut targets = Vec::new();
+    for typed in references {
+        targets.push(open(context, typed).await?);
+    }
     let mut rows = Vec::new();
     for (typed, target) in references.iter().zip(targets) {
         for one in &asked {
@@ -66,41 +77,66 @@ pub(crate) async fn run(context: &Context, references: &[String], platforms: &[S
         row.snapshotter = attached.as_ref().map(|a| a.snapshotter.clone());
     }
     print(context, &rows);
-    Ok(rows.iter().filter_map(|row| row.error.as_ref().map(Error::kind)).collect())
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.error.as_ref().map(Error::kind))
+        .collect())
 }
 
 /// A reference that does not parse ends the call; a layout that cannot be read is one row.
-fn open(context: &Context, typed: &str) -> Result<Result<Target>> {
-    match context.target(typed) {
+async fn open(context: &Context, typed: &str) -> Result<Result<Target>> {
+    match context.target(typed).await {
         Ok(target) => Ok(Ok(target)),
-        Err(error) if matches!(error.kind(), Kind::InvalidReference | Kind::Usage | Kind::Config) => Err(error),
+        Err(error)
+            if matches!(
+                error.kind(),
+                Kind::InvalidReference | Kind::Usage | Kind::Config
+            ) =>
+        {
+            Err(error)
+        }
         Err(error) => Ok(Err(error)),
     }
 }
 
 async fn every(context: &Context, target: &Target) -> Vec<Want> {
     match target.root().await {
-        Ok(root) => all_platforms(&root).iter().map(|p| exact(p, context.host().ok())).collect(),
+        Ok(root) => all_platforms(&root)
+            .iter()
+            .map(|p| exact(p, context.host().ok()))
+            .collect(),
         Err(_) => Vec::new(),
     }
 }
 
 fn nothing_in(target: &Target) -> Error {
-    Error::new(Kind::PlatformMissing, format_args!("`{}` is no index with image entries", target.typed()))
-        .reference(target.typed())
-        .hint("`edgepull inspect` shows what it is")
+    Error::new(
+        Kind::PlatformMissing,
+        format_args!("`{}` is no index with image entries", target.typed()),
+    )
+    .reference(target.typed())
+    .hint("`edgepull inspect` shows what it is")
 }
 
 async fn check(target: &Target, want: &Want) -> Result<(Digest, Option<String>)> {
     let resolution = look_up(target, want).await?;
-    let choice = resolution.outcome.map_err(|error| error.reference(target.typed()))?;
-    Ok((choice.leaf.descriptor.digest, choice.platform.map(|p| p.to_string())))
+    let choice = resolution
+        .outcome
+        .map_err(|error| error.reference(target.typed()))?;
+    Ok((
+        choice.leaf.descriptor.digest,
+        choice.platform.map(|p| p.to_string()),
+    ))
 }
 
 fn row(reference: &str, platform: &str, found: Result<(Digest, Option<String>)>) -> Row {
     let (digest, selected_platform, error) = match found {
         Ok((digest, platform)) => (Some(digest), platform, None),
-        Err(error) => (None, None, Some(error.reference(reference).platform(platform))),
+        Err(error) => (
+            None,
+            None,
+            Some(error.reference(reference).platform(platform)),
+        ),
     };
     Row {
         schema: "edgepull.check/1",
@@ -124,15 +160,27 @@ fn print(context: &Context, rows: &[Row]) {
         .iter()
         .map(|row| {
             vec![
-                if row.ok { "ok".to_owned() } else { row.error.as_ref().map_or("failed", |e| e.kind().name()).to_owned() },
+                if row.ok {
+                    "ok".to_owned()
+                } else {
+                    row.error
+                        .as_ref()
+                        .map_or("failed", |e| e.kind().name())
+                        .to_owned()
+                },
                 row.reference.clone(),
                 row.platform.clone(),
-                row.selected_platform.clone().unwrap_or_else(|| "-".to_owned()),
+                row.selected_platform
+                    .clone()
+                    .unwrap_or_else(|| "-".to_owned()),
                 row.digest.as_ref().map_or("-".to_owned(), Digest::short),
             ]
         })
         .collect();
-    context.printer.text(&output::table(&["RESULT", "REFERENCE", "WANTED", "SELECTED", "DIGEST"], &table));
+    context.printer.text(&output::table(
+        &["RESULT", "REFERENCE", "WANTED", "SELECTED", "DIGEST"],
+        &table,
+    ));
     for error in rows.iter().filter_map(|row| row.error.as_ref()) {
         output::print_error(error);
     }

@@ -44,7 +44,11 @@ const DOCKER: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
 pub(crate) async fn run(context: &Context, record: Option<&Path>) -> Result<Failures> {
     if let Some(dir) = record {
         context.facts()?.record(dir).map_err(|error| {
-            Error::new(Kind::Internal, format_args!("cannot record this host in `{}`", dir.display())).caused_by(&error)
+            Error::new(
+                Kind::Internal,
+                format_args!("cannot record this host in `{}`", dir.display()),
+            )
+            .caused_by(&error)
         })?;
     }
     let mut host = context.host()?.clone();
@@ -53,7 +57,10 @@ pub(crate) async fn run(context: &Context, record: Option<&Path>) -> Result<Fail
         Ok((attached, None)) => attached,
         Ok((_, Some(error))) => {
             if context.global.address.is_some() {
-                host.warnings.push(format!("{}; without an engine `selects` is what the host runs", error.message()));
+                host.warnings.push(format!(
+                    "{}; without an engine `selects` is what the host runs",
+                    error.message()
+                ));
             }
             None
         }
@@ -81,7 +88,9 @@ pub(crate) async fn run(context: &Context, record: Option<&Path>) -> Result<Fail
             engine: attached.as_ref().map(engine_row),
         });
     } else {
-        context.printer.text(&text(context, &host, &selects, attached.as_ref()));
+        context
+            .printer
+            .text(&text(context, &host, &selects, attached.as_ref()));
     }
     Ok(Failures::new())
 }
@@ -103,12 +112,21 @@ fn text(context: &Context, host: &Host, selects: &Selects, attached: Option<&Att
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(out, "{} {value}", p.bold(&format!("{name:<12}")));
     };
-    let variant = if host.variant.is_empty() { String::new() } else { format!("  (variant {})", host.variant) };
+    let variant = if host.variant.is_empty() {
+        String::new()
+    } else {
+        format!("  (variant {})", host.variant)
+    };
     line("platform", &format!("{}{variant}", host.platform));
     line("machine", host.machine.as_deref().unwrap_or("not known"));
     line("kernel", &host.kernel);
     line("userland", &host.userland);
-    line("page size", &host.page_size.map_or("not known".to_owned(), |size| format!("{} KiB", size / 1024)));
+    line(
+        "page size",
+        &host.page_size.map_or("not known".to_owned(), |size| {
+            format!("{} KiB", size / 1024)
+        }),
+    );
     if host.architecture == "arm64" || host.architecture == "arm" {
         let known = match host.aarch32_el0 {
             Some(true) => "yes",
@@ -125,10 +143,16 @@ fn text(context: &Context, host: &Host, selects: &Selects, attached: Option<&Att
             edgepull_platform::How::Native => p.green("native"),
             edgepull_platform::How::Compat32 => p.green("compat32"),
             edgepull_platform::How::Emulated => {
-                format!("emulated by {}", runs.interpreter.as_deref().unwrap_or("a handler"))
+                format!(
+                    "emulated by {}",
+                    runs.interpreter.as_deref().unwrap_or("a handler")
+                )
             }
         };
-        line(if at == 0 { "runs" } else { "" }, &format!("{:<16} {how}", runs.platform.to_string()));
+        line(
+            if at == 0 { "runs" } else { "" },
+            &format!("{:<16} {how}", runs.platform.to_string()),
+        );
     }
     let selected: Vec<String> = selects.platforms.iter().map(ToString::to_string).collect();
     line("selects", &selected.join(", "));
@@ -165,7 +189,9 @@ fn text(context: &Context, host: &Host, selects: &Selects, attached: Option<&Att
 
 /// A docker with graph drivers keeps its images where containerd does not see them.
 fn docker_warning() -> Option<String> {
-    let socket = DOCKER.iter().find_map(|path| UnixStream::connect(path).ok())?;
+    let socket = DOCKER
+        .iter()
+        .find_map(|path| UnixStream::connect(path).ok())?;
     let answer = docker_info(socket).ok()?;
     if answer.contains("io.containerd.snapshotter.v1") {
         return None;

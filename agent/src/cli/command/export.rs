@@ -63,7 +63,11 @@ impl From {
 }
 
 pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
-    let attached = if call.from_containerd { Some(context.attach().await?) } else { None };
+    let attached = if call.from_containerd {
+        Some(context.attach().await?)
+    } else {
+        None
+    };
     let asked = context.wants(&call.platforms, attached.as_ref(), false)?;
     let events = progress::observer(call.progress, context.global.quiet);
     let started = Instant::now();
@@ -73,7 +77,9 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
         let opened = open(context, attached.as_ref(), typed).await;
         let (from, names, root) = match opened {
             Ok(opened) => opened,
-            Err(error) if matches!(error.kind(), Kind::InvalidReference | Kind::Usage) => return Err(error),
+            Err(error) if matches!(error.kind(), Kind::InvalidReference | Kind::Usage) => {
+                return Err(error);
+            }
             Err(error) => {
                 let mut row = Row::new("edgepull.export/1", typed, "host");
                 row.error = Some(error.reference(typed));
@@ -85,11 +91,16 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
         for one in &asked {
             let wants = match one {
                 Asked::One(want) => vec![want.clone()],
-                Asked::All => all_platforms(&root).iter().map(|p| exact(p, context.host().ok())).collect(),
+                Asked::All => all_platforms(&root)
+                    .iter()
+                    .map(|p| exact(p, context.host().ok()))
+                    .collect(),
             };
             for want in wants {
                 let mut row = Row::new("edgepull.export/1", typed, &want.asked);
-                let resolved = resolve(root.clone(), from.source(), &want).await.and_then(|r| r.outcome);
+                let resolved = resolve(root.clone(), from.source(), &want)
+                    .await
+                    .and_then(|r| r.outcome);
                 match resolved {
                     Ok(choice) => {
                         row.chosen(&choice, context);
@@ -97,15 +108,25 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
                         choices.push(choice);
                     }
                     Err(error) => {
-                        row.error =
-                            Some(error.during(format_args!("cannot export `{typed}`")).reference(typed).platform(&want.asked));
+                        row.error = Some(
+                            error
+                                .during(format_args!("cannot export `{typed}`"))
+                                .reference(typed)
+                                .platform(&want.asked),
+                        );
                     }
                 }
                 rows.push(row);
             }
         }
         if !choices.is_empty() {
-            picked.push(Picked { typed: typed.clone(), names, from, root, choices });
+            picked.push(Picked {
+                typed: typed.clone(),
+                names,
+                from,
+                root,
+                choices,
+            });
         }
     }
     // Half an archive is worse than none: one missing platform and nothing is written.
@@ -119,38 +140,59 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
             Err(error) => {
                 for row in &mut rows {
                     row.status = "failed";
-                    row.error = Some(error.clone().reference(&row.reference).platform(&row.platform));
+                    row.error = Some(
+                        error
+                            .clone()
+                            .reference(&row.reference)
+                            .platform(&row.platform),
+                    );
                 }
             }
         }
     } else {
         for row in rows.iter_mut().filter(|row| row.error.is_none()) {
             row.status = "failed";
-            row.warnings.push("nothing was written, because another part of the archive is missing".to_owned());
+            row.warnings.push(
+                "nothing was written, because another part of the archive is missing".to_owned(),
+            );
         }
     }
     for row in &mut rows {
         row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     }
     print(context, &rows);
-    Ok(rows.iter().filter_map(|row| row.error.as_ref().map(Error::kind)).collect())
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.error.as_ref().map(Error::kind))
+        .collect())
 }
 
-async fn open(context: &Context, attached: Option<&Attached>, typed: &str) -> Result<(From, layout::Names, Document)> {
+async fn open(
+    context: &Context,
+    attached: Option<&Attached>,
+    typed: &str,
+) -> Result<(From, layout::Names, Document)> {
     if let Some(attached) = attached {
         let reference = Context::reference(typed)?;
         let name = reference.record_name();
         let image = attached.engine.image(&name).await?.ok_or_else(|| {
-            Error::new(Kind::NotFound, format_args!("there is no image `{name}` in namespace `{}`", attached.profile.namespace))
-                .hint("`edgepull images --all` lists what is there")
+            Error::new(
+                Kind::NotFound,
+                format_args!(
+                    "there is no image `{name}` in namespace `{}`",
+                    attached.profile.namespace
+                ),
+            )
+            .hint("`edgepull images --all` lists what is there")
         })?;
-        let root = attached.engine.source().document(&image.target).await?;
-        return Ok((From::Store(attached.engine.source()), layout::Names::of(&reference), root));
+        let source = StoreSource::new(attached.engine.clone());
+        let root = source.document(&image.target).await?;
+        return Ok((From::Store(source), layout::Names::of(&reference), root));
     }
-    let target = context.target(typed)?;
+    let target = context.target(typed).await?;
     let names = match &target {
         Target::Registry { reference, .. } => layout::Names::of(reference),
-        Target::Layout { wanted, .. } | Target::Archive { wanted, .. } => layout::Names::from_layout(wanted),
+        Target::Local { local, wanted } => local.names(wanted.selector())?,
     };
     let root = target.root().await?;
     Ok((From::Target(target), names, root))
@@ -164,7 +206,10 @@ async fn write(call: &Export, picked: &[Picked], events: &Events) -> Result<Byte
             let mut ancestors: Vec<Document> = Vec::new();
             let mut leaves: Vec<Document> = Vec::new();
             let push = |list: &mut Vec<Document>, document: &Document| {
-                if !list.iter().any(|known| known.descriptor.digest == document.descriptor.digest) {
+                if !list
+                    .iter()
+                    .any(|known| known.descriptor.digest == document.descriptor.digest)
+                {
                     list.push(document.clone());
                 }
             };
@@ -181,36 +226,47 @@ async fn write(call: &Export, picked: &[Picked], events: &Events) -> Result<Byte
         .iter()
         .zip(&parts)
         .map(|(image, (ancestors, leaves))| layout::Image {
-            content: layout::Content { root: &image.root, ancestors, leaves },
+            content: layout::Content {
+                root: &image.root,
+                ancestors,
+                leaves,
+            },
             source: image.from.source(),
-            names: image.names.clone(),
+            names: &image.names,
+            reference: &image.typed,
         })
         .collect();
     let stats = layout::write_archive(&call.to, &images, events).await?;
     for image in picked {
-        events.emit(&Event::Finished { reference: image.typed.clone(), ok: true });
+        events.emit(&Event::Finished {
+            reference: image.typed.clone(),
+            ok: true,
+        });
     }
-    Ok(Bytes { downloaded: stats.downloaded, resumed: stats.resumed, reused: stats.reused, written: stats.written })
+    Ok(Bytes {
+        downloaded: stats.downloaded,
+        resumed: stats.resumed,
+        reused: stats.reused,
+        written: stats.written,
+    })
 }
 
 pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures> {
-    let archive = Archive::open(&call.file)?;
+    let archive = Archive::open(&call.file).await?;
     let attached = context.attach().await?;
     let asked = context.wants(&call.platforms, Some(&attached), false)?;
     let events = progress::observer(call.progress, context.global.quiet);
     let mut rows = Vec::new();
-    for (name, root) in archive.named_roots().await? {
-        let reference = Reference::parse(&name).map_err(|error| {
-            Error::new(
-                Kind::InvalidContent,
-                format_args!("the archive names an image `{name}`, which is no image reference"),
-            )
-            .because(error)
-        })?;
+    for (reference, descriptor) in archive.images()? {
+        let root = archive.document(&descriptor).await?;
+        let name = reference.record_name();
         for one in &asked {
             let wants = match one {
                 Asked::One(want) => vec![want.clone()],
-                Asked::All => all_platforms(&root).iter().map(|p| exact(p, context.host().ok())).collect(),
+                Asked::All => all_platforms(&root)
+                    .iter()
+                    .map(|p| exact(p, context.host().ok()))
+                    .collect(),
             };
             for want in wants {
                 let started = Instant::now();
@@ -219,12 +275,23 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
                 let ended = async {
                     let choice = resolve(root.clone(), &archive, &want).await?.outcome?;
                     row.chosen(&choice, context);
-                    import_one(&attached, call, &reference, &choice, &archive, &events, &mut row).await
+                    import_one(
+                        &attached, call, &reference, &choice, &archive, &events, &mut row,
+                    )
+                    .await
                 };
                 let ended = ended.await;
-                events.emit(&Event::Finished { reference: name.clone(), ok: ended.is_ok() });
+                events.emit(&Event::Finished {
+                    reference: name.clone(),
+                    ok: ended.is_ok(),
+                });
                 if let Err(error) = ended {
-                    row.error = Some(error.during(format_args!("cannot import `{name}`")).reference(&name).platform(&want.asked));
+                    row.error = Some(
+                        error
+                            .during(format_args!("cannot import `{name}`"))
+                            .reference(&name)
+                            .platform(&want.asked),
+                    );
                 }
                 row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 rows.push(row);
@@ -232,7 +299,10 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
         }
     }
     print(context, &rows);
-    Ok(rows.iter().filter_map(|row| row.error.as_ref().map(Error::kind)).collect())
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.error.as_ref().map(Error::kind))
+        .collect())
 }
 
 async fn import_one(
@@ -245,14 +315,21 @@ async fn import_one(
     row: &mut Row,
 ) -> Result<()> {
     if is_artifact(choice) {
-        return Err(Error::new(Kind::Unsupported, "the archive holds an artifact here, which is delivered and not unpacked"));
+        return Err(Error::new(
+            Kind::Unsupported,
+            "the archive holds an artifact here, which is delivered and not unpacked",
+        ));
     }
     let request = pull::Request {
         reference,
         choice,
+        more: &[],
+        unpack_more: false,
         source: archive,
-        snapshotter: &attached.snapshotter,
+        from_registry: false,
+        snapshotter: Some(&attached.snapshotter),
         unpack: call.unpack,
+        keep_layers: true,
         pin: call.pin,
         managed_by: "import",
         concurrency: pull::DEFAULT_CONCURRENCY,

@@ -4,7 +4,10 @@ use serde::Serialize;
 
 use super::super::{Failures, context::Context, output};
 use crate::{
-    containerd::{ImageRecord, MANAGED_LABEL},
+    containerd::{
+        image::ImageRecord,
+        labels::{CRI_PINNED, MANAGED, PINNED},
+    },
     error::{Error, Result},
     kind::Kind,
     oci::{Digest, Reference},
@@ -19,17 +22,16 @@ struct Row {
     namespace: String,
     managed: Option<String>,
     pinned: bool,
-    created_at: Option<String>,
 }
 
 pub(crate) async fn list(context: &Context, all: bool) -> Result<Failures> {
     let attached = context.attach().await?;
     let mut rows: Vec<Row> = attached
         .engine
-        .images()
+        .images(Vec::new())
         .await?
         .into_iter()
-        .filter(|image| all || image.labels.contains_key(MANAGED_LABEL))
+        .filter(|image| all || image.labels.contains_key(MANAGED))
         .map(|image| row(&attached.profile.namespace, image))
         .collect();
     rows.sort_by(|a, b| a.reference.cmp(&b.reference));
@@ -43,11 +45,18 @@ pub(crate) async fn list(context: &Context, all: bool) -> Result<Failures> {
                     row.reference.clone(),
                     row.digest.short(),
                     row.managed.clone().unwrap_or_else(|| "-".to_owned()),
-                    if row.pinned { "pinned".to_owned() } else { String::new() },
+                    if row.pinned {
+                        "pinned".to_owned()
+                    } else {
+                        String::new()
+                    },
                 ]
             })
             .collect();
-        context.printer.text(&output::table(&["REFERENCE", "DIGEST", "MANAGED", "PIN"], &table));
+        context.printer.text(&output::table(
+            &["REFERENCE", "DIGEST", "MANAGED", "PIN"],
+            &table,
+        ));
     }
     Ok(Failures::new())
 }
@@ -55,9 +64,10 @@ pub(crate) async fn list(context: &Context, all: bool) -> Result<Failures> {
 fn row(namespace: &str, image: ImageRecord) -> Row {
     Row {
         schema: "edgepull.image/1",
-        pinned: image.is_pinned(),
-        managed: image.labels.get(MANAGED_LABEL).cloned(),
-        created_at: image.created_at.map(|t| t.to_string()),
+        pinned: [CRI_PINNED, PINNED]
+            .iter()
+            .any(|(key, value)| image.labels.get(*key).is_some_and(|v| v == value)),
+        managed: image.labels.get(MANAGED).cloned(),
         reference: image.name,
         digest: image.target.digest,
         media_type: image.target.media_type.to_string(),
@@ -74,8 +84,15 @@ struct Removed {
     error: Option<Error>,
 }
 
-pub(crate) async fn remove(context: &Context, references: &[String], force: bool) -> Result<Failures> {
-    let parsed = references.iter().map(|typed| Context::reference(typed)).collect::<Result<Vec<_>>>()?;
+pub(crate) async fn remove(
+    context: &Context,
+    references: &[String],
+    force: bool,
+) -> Result<Failures> {
+    let parsed = references
+        .iter()
+        .map(|typed| Context::reference(typed))
+        .collect::<Result<Vec<_>>>()?;
     let attached = context.attach().await?;
     let mut rows = Vec::new();
     for reference in &parsed {
@@ -104,22 +121,38 @@ pub(crate) async fn remove(context: &Context, references: &[String], force: bool
             }
         }
     }
-    Ok(rows.iter().filter_map(|row| row.error.as_ref().map(Error::kind)).collect())
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.error.as_ref().map(Error::kind))
+        .collect())
 }
 
 /// Removes the record, and with it the records that edgepull wrote beside it for the
 /// same target (CRI's). The last deletion waits for containerd's garbage collection.
-async fn remove_one(engine: &crate::containerd::Engine, reference: &Reference, force: bool) -> Result<Vec<String>> {
+async fn remove_one(
+    engine: &crate::containerd::Engine,
+    reference: &Reference,
+    force: bool,
+) -> Result<Vec<String>> {
     let name = reference.record_name();
     let Some(image) = engine.image(&name).await? else {
-        return Err(Error::new(Kind::NotFound, format_args!("there is no image `{name}` in namespace `{}`", engine.namespace()))
-            .hint("`edgepull images --all` lists what is there"));
+        return Err(Error::new(
+            Kind::NotFound,
+            format_args!(
+                "there is no image `{name}` in namespace `{}`",
+                engine.namespace()
+            ),
+        )
+        .hint("`edgepull images --all` lists what is there"));
     };
-    if !image.labels.contains_key(MANAGED_LABEL) && !force {
-        return Err(Error::new(Kind::Usage, format_args!("`{name}` was not put here by edgepull"))
-            .hint("remove it with the tool that made it, or say `--force`"));
+    if !image.labels.contains_key(MANAGED) && !force {
+        return Err(Error::new(
+            Kind::Usage,
+            format_args!("`{name}` was not put here by edgepull"),
+        )
+        .hint("remove it with the tool that made it, or say `--force`"));
     }
-    let siblings = engine.images().await?;
+    let siblings = engine.images(Vec::new()).await?;
     let others = siblings.iter().any(|other| {
         other.name != name
             && other.target.digest == image.target.digest
@@ -134,7 +167,7 @@ async fn remove_one(engine: &crate::containerd::Engine, reference: &Reference, f
                 .filter(|other| {
                     other.name != name
                         && other.target.digest == image.target.digest
-                        && (force || other.labels.contains_key(MANAGED_LABEL))
+                        && (force || other.labels.contains_key(MANAGED))
                 })
                 .map(|other| other.name.clone()),
         );

@@ -37,7 +37,7 @@ struct Document<'a> {
 
 pub(crate) async fn run(context: &Context, look: &Look, explain: bool) -> Result<Failures> {
     let (want, attached) = want(context, look).await?;
-    let target = context.target(&look.reference)?;
+    let target = context.target(&look.reference).await?;
     let resolution = look_up(&target, &want).await?;
     if context.printer.json() {
         let attached = attached.as_ref();
@@ -45,7 +45,12 @@ pub(crate) async fn run(context: &Context, look: &Look, explain: bool) -> Result
             schema: "edgepull.inspect/1",
             reference: target.typed(),
             platform: &want.asked,
-            selected_platform: resolution.outcome.as_ref().ok().and_then(|c| c.platform.as_ref()).map(ToString::to_string),
+            selected_platform: resolution
+                .outcome
+                .as_ref()
+                .ok()
+                .and_then(|c| c.platform.as_ref())
+                .map(ToString::to_string),
             namespace: attached.map(|a| a.profile.namespace.as_str()),
             snapshotter: attached.map(|a| a.snapshotter.as_str()),
             digest: &resolution.root.descriptor.digest,
@@ -53,11 +58,18 @@ pub(crate) async fn run(context: &Context, look: &Look, explain: bool) -> Result
             entries: &resolution.entries,
             selected: resolution.selected.as_ref(),
             selected_leaf: resolution.selected_leaf(),
-            wanted: want.wanted.platforms().iter().map(ToString::to_string).collect(),
+            wanted: want
+                .wanted
+                .platforms()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             error: resolution.outcome.as_ref().err(),
         });
     } else {
-        context.printer.text(&text(context, &target, &want, &resolution, explain));
+        context
+            .printer
+            .text(&text(context, &target, &want, &resolution, explain));
     }
     // Looking succeeded, whatever was found: exit code 0.
     Ok(Failures::new())
@@ -82,7 +94,10 @@ async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)
     match context.wants(&[], attached.as_ref(), false)?.pop() {
         Some(Asked::One(want)) => Ok((want, attached)),
         // An empty list of platforms means the host; there is no other case.
-        _ => Err(crate::error::Error::new(crate::kind::Kind::Internal, "no platform is wanted")),
+        _ => Err(crate::error::Error::new(
+            crate::kind::Kind::Internal,
+            "no platform is wanted",
+        )),
     }
 }
 
@@ -94,30 +109,54 @@ pub(super) async fn look_up(target: &Target, want: &Want) -> Result<Resolution> 
             None => error,
         }
     };
-    let root = target
-        .root()
-        .await
-        .map_err(|error| named(error.during(format_args!("cannot look up `{}`", target.typed()))))?;
+    let root = target.root().await.map_err(|error| {
+        named(error.during(format_args!("cannot look up `{}`", target.typed())))
+    })?;
     resolve(root, target.source(), want).await.map_err(named)
 }
 
-fn text(context: &Context, target: &Target, want: &Want, resolution: &Resolution, explain: bool) -> String {
+fn text(
+    context: &Context,
+    target: &Target,
+    want: &Want,
+    resolution: &Resolution,
+    explain: bool,
+) -> String {
     let p = &context.printer;
     let mut out = String::new();
     let _ = writeln!(out, "{} {}", p.bold("reference "), target.typed());
-    let _ = writeln!(out, "{} {}", p.bold("digest    "), resolution.root.descriptor.digest);
-    let _ = writeln!(out, "{} {}", p.bold("type      "), resolution.root.descriptor.media_type);
+    let _ = writeln!(
+        out,
+        "{} {}",
+        p.bold("digest    "),
+        resolution.root.descriptor.digest
+    );
+    let _ = writeln!(
+        out,
+        "{} {}",
+        p.bold("type      "),
+        resolution.root.descriptor.media_type
+    );
     if explain {
         match (&want.host, want.asked.as_str()) {
             (Some(host), "host") => {
-                let machine = host.machine.as_deref().map(|m| format!(", {m}")).unwrap_or_default();
+                let machine = host
+                    .machine
+                    .as_deref()
+                    .map(|m| format!(", {m}"))
+                    .unwrap_or_default();
                 let _ = writeln!(out, "{} {}{machine}", p.bold("this host "), host.platform);
             }
             (_, asked) => {
                 let _ = writeln!(out, "{} a plain host of {asked}", p.bold("judged for"));
             }
         }
-        let order: Vec<String> = want.wanted.platforms().iter().map(ToString::to_string).collect();
+        let order: Vec<String> = want
+            .wanted
+            .platforms()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         let _ = writeln!(out, "{} {}", p.bold("looks for "), order.join(" > "));
     }
     out.push('\n');
@@ -135,12 +174,23 @@ fn text(context: &Context, target: &Target, want: &Want, resolution: &Resolution
             ]
         })
         .collect();
-    out.push_str(&output::table(&["", "PLATFORM", "KIND", "DIGEST", "VERDICT", "REASON"], &rows));
+    out.push_str(&output::table(
+        &["", "PLATFORM", "KIND", "DIGEST", "VERDICT", "REASON"],
+        &rows,
+    ));
     out.push('\n');
     match &resolution.outcome {
         Ok(choice) => {
-            let platform = choice.platform.as_ref().map_or("no platform".to_owned(), ToString::to_string);
-            let _ = writeln!(out, "{} {} ({platform})", p.green("selected"), choice.leaf.descriptor.digest);
+            let platform = choice
+                .platform
+                .as_ref()
+                .map_or("no platform".to_owned(), ToString::to_string);
+            let _ = writeln!(
+                out,
+                "{} {} ({platform})",
+                p.green("selected"),
+                choice.leaf.descriptor.digest
+            );
         }
         Err(error) => {
             let _ = writeln!(out, "nothing is selected: {}", error.message());
@@ -158,7 +208,11 @@ fn text(context: &Context, target: &Target, want: &Want, resolution: &Resolution
 }
 
 fn mark(verdict: Verdict) -> &'static str {
-    if verdict == Verdict::Selected { "*" } else { " " }
+    if verdict == Verdict::Selected {
+        "*"
+    } else {
+        " "
+    }
 }
 
 fn kind(kind: OfferKind) -> &'static str {

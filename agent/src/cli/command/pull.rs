@@ -9,12 +9,13 @@ use serde::Serialize;
 use super::{
     super::{
         Failures, args,
-        context::{Asked, Attached, Context, Target, exact, state_dir},
+        context::{Asked, Attached, Context, exact, state_dir},
         output, progress,
     },
     verdict::RunVerdict,
 };
 use crate::{
+    containerd::{Engine, StoreSource},
     error::{Error, Result},
     event::{Event, Events},
     kind::Kind,
@@ -106,19 +107,40 @@ pub(crate) async fn run(context: &Context, call: &args::Pull) -> Result<Failures
         Store::Layout(_) => None,
     };
     let all = ["all".to_owned()];
-    let platforms = if call.all_platforms { &all[..] } else { &call.platform.platforms };
+    let platforms = if call.all_platforms {
+        &all[..]
+    } else {
+        &call.platform.platforms
+    };
     let asked = context.wants(platforms, attached, call.variant.is_some())?;
     // Wrong references end the call before any work.
-    let references = call.references.iter().map(|typed| Context::reference(typed)).collect::<Result<Vec<_>>>()?;
+    let references = call
+        .references
+        .iter()
+        .map(|typed| Context::reference(typed))
+        .collect::<Result<Vec<_>>>()?;
     let events = progress::observer(call.progress, context.global.quiet);
     let mut rows = Vec::new();
     for reference in &references {
         for one in &asked {
-            rows.extend(Job { context, call, store: &store, reference, events: &events }.run(one).await);
+            rows.extend(
+                Job {
+                    context,
+                    call,
+                    store: &store,
+                    reference,
+                    events: &events,
+                }
+                .run(one)
+                .await,
+            );
         }
     }
     print(context, &rows);
-    Ok(rows.iter().filter_map(|row| row.error.as_ref().map(Error::kind)).collect())
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.error.as_ref().map(Error::kind))
+        .collect())
 }
 
 async fn store(context: &Context, text: &str) -> Result<Store> {
@@ -127,8 +149,10 @@ async fn store(context: &Context, text: &str) -> Result<Store> {
     }
     match LayoutRef::parse(text) {
         Some(parsed) => Ok(Store::Layout(parsed?)),
-        None => Err(Error::new(Kind::Usage, format_args!("`{text}` is no store"))
-            .hint("stores are `containerd`, `oci:DIR` and `oci-archive:FILE`")),
+        None => Err(
+            Error::new(Kind::Usage, format_args!("`{text}` is no store"))
+                .hint("stores are `containerd`, `oci:DIR` and `oci-archive:FILE`"),
+        ),
     }
 }
 
@@ -166,16 +190,28 @@ impl Job<'_> {
         let repo = self.context.client()?.repository(self.reference);
         let root = repo.get().await?;
         let host = self.context.host().ok();
-        let mut wants: Vec<Want> = all_platforms(&root).iter().map(|p| exact(p, host)).collect();
+        let mut wants: Vec<Want> = all_platforms(&root)
+            .iter()
+            .map(|p| exact(p, host))
+            .collect();
         if wants.is_empty() {
             // A single image is all of itself: take the platform that its config names.
-            let nothing = exact(&Platform::from_label(&edgepull_platform::Label::default()).map_or_else(
-                || super::super::context::parse_platform("linux/amd64"),
-                Ok,
-            )?, host);
+            let nothing = exact(
+                &Platform::from_label(&edgepull_platform::Label::default())
+                    .map_or_else(|| super::super::context::parse_platform("linux/amd64"), Ok)?,
+                host,
+            );
             let resolution = resolve(root, &repo, &nothing).await?;
-            let label = resolution.entries.first().and_then(|entry| entry.platform.clone());
-            let label = label.ok_or_else(|| Error::new(Kind::PlatformMissing, "there is no image with a platform in it"))?;
+            let label = resolution
+                .entries
+                .first()
+                .and_then(|entry| entry.platform.clone());
+            let label = label.ok_or_else(|| {
+                Error::new(
+                    Kind::PlatformMissing,
+                    "there is no image with a platform in it",
+                )
+            })?;
             wants.push(exact(&super::super::context::parse_platform(&label)?, host));
         }
         Ok(wants)
@@ -183,16 +219,28 @@ impl Job<'_> {
 
     async fn one(&self, want: &Want) -> Row {
         let started = Instant::now();
-        let requests = self.context.client().map_or(0, crate::registry::Client::requests);
+        let requests = self
+            .context
+            .client()
+            .map_or(0, crate::registry::Client::requests);
         let mut row = Row::new("edgepull.pull/1", self.reference.typed(), &want.asked);
-        self.events.emit(&Event::Resolving { reference: self.reference.typed().to_owned() });
+        self.events.emit(&Event::Resolving {
+            reference: self.reference.typed().to_owned(),
+        });
         let ended = self.pull(want, &mut row).await;
-        self.events.emit(&Event::Finished { reference: self.reference.typed().to_owned(), ok: ended.is_ok() });
+        self.events.emit(&Event::Finished {
+            reference: self.reference.typed().to_owned(),
+            ok: ended.is_ok(),
+        });
         if let Err(error) = ended {
             row.status = "failed";
             row.error = Some(self.named(error, &want.asked));
         }
-        row.requests = self.context.client().map_or(0, crate::registry::Client::requests) - requests;
+        row.requests = self
+            .context
+            .client()
+            .map_or(0, crate::registry::Client::requests)
+            - requests;
         row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         row
     }
@@ -204,7 +252,10 @@ impl Job<'_> {
         } else {
             error.during(format_args!("cannot pull `{typed}`"))
         };
-        let error = error.reference(typed).registry(self.reference.repository().domain()).platform(platform);
+        let error = error
+            .reference(typed)
+            .registry(self.reference.repository().domain())
+            .platform(platform);
         match self.context.host() {
             Ok(host) => error.host(&host.platform),
             Err(_) => error,
@@ -228,7 +279,7 @@ impl Job<'_> {
             // The registry (or the reference itself) says which document it is: if the
             // store has it and everything below it, there is nothing to do.
             Some(local) => {
-                let source = attached.engine.source();
+                let source = StoreSource::new(attached.engine.clone());
                 if let Ok(resolution) = resolve(local.clone(), &source, want).await
                     && let Ok(choice) = resolution.outcome
                     && !is_artifact(&choice)
@@ -255,7 +306,8 @@ impl Job<'_> {
             return self.deliver(dir, &choice, &repo, row).await;
         }
         let request = self.request(attached, &choice, &repo);
-        let outcome = pull::pull_into(&attached.engine, &request, self.events, &state_dir()).await?;
+        let outcome =
+            pull::pull_into(&attached.engine, &request, self.events, &state_dir()).await?;
         row.status = match outcome.status {
             Status::Pulled => "pulled",
             Status::Present => "present",
@@ -270,13 +322,22 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn request<'a>(&'a self, attached: &'a Attached, choice: &'a Choice, source: &'a dyn Source) -> pull::Request<'a> {
+    fn request<'a>(
+        &'a self,
+        attached: &'a Attached,
+        choice: &'a Choice,
+        source: &'a dyn Source,
+    ) -> pull::Request<'a> {
         pull::Request {
             reference: self.reference,
             choice,
+            more: &[],
+            unpack_more: false,
             source,
-            snapshotter: &attached.snapshotter,
+            from_registry: true,
+            snapshotter: Some(&attached.snapshotter),
             unpack: !self.call.no_unpack,
+            keep_layers: true,
             pin: self.call.pin,
             managed_by: "cli",
             concurrency: pull::DEFAULT_CONCURRENCY,
@@ -285,16 +346,25 @@ impl Job<'_> {
 
     /// The root document out of the store, if it is known without fetching it: by a
     /// digest reference, or by one HEAD for a tag that an image record exists for.
-    async fn known_digest(&self, attached: &Attached, repo: &crate::registry::Repo) -> Result<Option<Document>> {
+    async fn known_digest(
+        &self,
+        attached: &Attached,
+        repo: &crate::registry::Repo,
+    ) -> Result<Option<Document>> {
         let known = match self.reference.digest() {
-            Some(digest) => attached.engine.stored_document(digest).await?,
+            Some(digest) => stored(&attached.engine, digest).await?,
             None => {
-                if attached.engine.image(&self.reference.record_name()).await?.is_none() {
+                if attached
+                    .engine
+                    .image(&self.reference.record_name())
+                    .await?
+                    .is_none()
+                {
                     // Never pulled: the GET that follows says everything a HEAD would.
                     return Ok(None);
                 }
                 match repo.head().await? {
-                    Some(descriptor) => attached.engine.stored_document(&descriptor.digest).await?,
+                    Some(descriptor) => stored(&attached.engine, &descriptor.digest).await?,
                     None => None,
                 }
             }
@@ -308,7 +378,10 @@ impl Job<'_> {
             reference: self.reference.typed().to_owned(),
             digest: choice.root.descriptor.digest.clone(),
             manifest: choice.leaf.descriptor.digest.clone(),
-            platform: choice.platform.as_ref().map_or("no platform".to_owned(), ToString::to_string),
+            platform: choice
+                .platform
+                .as_ref()
+                .map_or("no platform".to_owned(), ToString::to_string),
         });
         Ok(choice)
     }
@@ -316,14 +389,19 @@ impl Job<'_> {
     /// Says what the label alone already tells about running it here.
     fn warn(&self, row: &mut Row, want: &Want, choice: &Choice) {
         let mut say = |message: String| {
-            self.events.emit(&Event::Warning { reference: self.reference.typed().to_owned(), message: message.clone() });
+            self.events.emit(&Event::Warning {
+                reference: self.reference.typed().to_owned(),
+                message: message.clone(),
+            });
             row.warnings.push(message);
         };
         if let Some(platform) = &choice.platform
             && let Some(host) = &want.host
         {
             if let Some(reason) = host.disproves(platform) {
-                say(format!("{platform} was asked for, but this host cannot run it: {reason}"));
+                say(format!(
+                    "{platform} was asked for, but this host cannot run it: {reason}"
+                ));
             }
         }
         if choice.target_is_leaf {
@@ -348,12 +426,25 @@ impl Job<'_> {
             leaves: std::slice::from_ref(&choice.leaf),
         };
         let stats = match to.kind() {
-            LayoutKind::Directory => {
+            LayoutKind::Dir => {
                 let layout = Layout::create_or_open(to.path())?;
-                layout::copy_to_layout(&layout, &content, &repo, &names, self.events, self.reference.typed()).await?
+                layout::copy_to_layout(
+                    &layout,
+                    content,
+                    &repo,
+                    &names,
+                    self.events,
+                    self.reference.typed(),
+                )
+                .await?
             }
             LayoutKind::Archive => {
-                let images = [layout::Image { content, source: &repo, names }];
+                let images = [layout::Image {
+                    content,
+                    source: &repo,
+                    names: &names,
+                    reference: self.reference.typed(),
+                }];
                 layout::write_archive(to.path(), &images, self.events).await?
             }
         };
@@ -363,35 +454,64 @@ impl Job<'_> {
             reused: stats.reused,
             written: stats.written,
         };
-        row.status = if stats.written == 0 { "present" } else { "pulled" };
+        row.status = if stats.written == 0 {
+            "present"
+        } else {
+            "pulled"
+        };
         Ok(())
     }
 
-    async fn deliver(&self, dir: &Path, choice: &Choice, source: &dyn Source, row: &mut Row) -> Result<()> {
-        let manifest = choice
-            .manifest()
-            .ok_or_else(|| Error::new(Kind::Internal, "an artifact without a manifest was chosen"))?;
+    async fn deliver(
+        &self,
+        dir: &Path,
+        choice: &Choice,
+        source: &dyn Source,
+        row: &mut Row,
+    ) -> Result<()> {
+        let manifest = choice.manifest().ok_or_else(|| {
+            Error::new(Kind::Internal, "an artifact without a manifest was chosen")
+        })?;
         let files = layout::deliver_artifact(dir, manifest, source).await?;
-        row.bytes.downloaded += manifest.layers.iter().map(|l| l.size).sum::<u64>() + manifest.config.size;
+        row.bytes.downloaded +=
+            manifest.layers.iter().map(|l| l.size).sum::<u64>() + manifest.config.size;
         row.bytes.written = row.bytes.downloaded;
-        row.files = files.iter().map(|file| file.display().to_string()).collect();
+        row.files = files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect();
         row.status = "pulled";
         Ok(())
     }
 }
 
+/// The document, if containerd has it undamaged; a damaged one is fetched again.
+async fn stored(engine: &Engine, digest: &Digest) -> Result<Option<Document>> {
+    match engine.read_document(digest).await {
+        Ok(verified) => Ok(Document::parse(&verified, None).ok()),
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::StoreDamaged) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 pub(super) fn is_artifact(choice: &Choice) -> bool {
-    choice.manifest().is_some_and(crate::oci::Manifest::is_artifact)
+    choice
+        .manifest()
+        .is_some_and(crate::oci::Manifest::is_artifact)
 }
 
 fn artifact_needs_dir() -> Error {
-    Error::new(Kind::Unsupported, "the reference offers an artifact here, which is delivered and not unpacked")
-        .hint("say where its files go with `--artifact-dir DIR`, or keep it with `--store oci:DIR`")
+    Error::new(
+        Kind::Unsupported,
+        "the reference offers an artifact here, which is delivered and not unpacked",
+    )
+    .hint("say where its files go with `--artifact-dir DIR`, or keep it with `--store oci:DIR`")
 }
 
 fn present_bytes(choice: &Choice) -> u64 {
-    choice.manifest().map_or(0, |m| m.config.size + m.layers.iter().map(|l| l.size).sum::<u64>())
-        + choice.leaf.descriptor.size
+    choice.manifest().map_or(0, |m| {
+        m.config.size + m.layers.iter().map(|l| l.size).sum::<u64>()
+    }) + choice.leaf.descriptor.size
 }
 
 pub(super) fn print(context: &Context, rows: &[Row]) {
@@ -408,7 +528,10 @@ pub(super) fn print(context: &Context, rows: &[Row]) {
 }
 
 fn line(context: &Context, row: &Row) -> String {
-    let digest = row.manifest_digest.as_ref().map_or(String::new(), ToString::to_string);
+    let digest = row
+        .manifest_digest
+        .as_ref()
+        .map_or(String::new(), ToString::to_string);
     let platform = row.selected_platform.as_deref().unwrap_or("no platform");
     let mut line = format!(
         "{} {} {platform} ({}) {digest}",
