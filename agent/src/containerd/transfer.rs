@@ -154,12 +154,12 @@ impl<'a, 'b> Transfer<'a, 'b> {
     }
 
     async fn flush(&mut self) -> Result<(), Stop> {
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
         let data = std::mem::take(&mut self.buffer);
         let bytes = data.len() as u64;
-        if bytes == 0 {
-            return Ok(());
-        }
-        if let Some(writer) = &mut self.writer {
+        if bytes > 0 {
             writer.write(data).await?;
             self.arrived(bytes);
         }

@@ -261,3 +261,30 @@ fn a_lease_that_somebody_deletes_costs_a_second_run_only() {
         assert!(is_present(&engine, &request).await.expect("an answer"));
     });
 }
+
+#[test]
+#[ignore = "takes over half a minute"]
+fn a_daemon_that_does_not_come_back_is_reported_in_time() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::large(21, 5_000_000);
+        let slow = Memory {
+            pause: Duration::from_millis(30),
+            ..image.source()
+        };
+        let name = reference("r.example/app:1");
+        let request = request(&name, &image.choice, &slow);
+        let engine = lab.engine("default").await;
+        let locks = lab.path("locks");
+        let started = std::time::Instant::now();
+        let kill = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            lab.kill();
+        };
+        let (outcome, ()) = tokio::join!(pull_at(&engine, &request, &locks), kill);
+        let error = outcome.expect_err("away");
+        assert_eq!(error.kind(), Kind::ContainerdUnavailable);
+        assert!(error.is_retryable());
+        assert!(started.elapsed() < Duration::from_secs(45), "{error:?}");
+    });
+}
