@@ -212,6 +212,48 @@ fn kubernetes_gets_all_its_names_and_pins() {
 }
 
 #[test]
+fn several_images_of_an_index_and_a_record_on_the_manifest() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let (image, other) = TestImage::pair(TestImage::two_layers(20), TestImage::two_layers(22));
+        let source = image.source();
+        let name = reference("r.example/app:1");
+        let more = [other.choice.clone()];
+        let mut all = request(&name, &image.choice, &source);
+        all.more = &more;
+        pull(&lab, "default", &all).await.expect("a pull");
+        lab.collect("default");
+        let engine = lab.engine("default").await;
+        assert!(is_present(&engine, &all).await.expect("an answer"));
+        let snapshots = lab.ctr("default", &["snapshots", "ls"]);
+        assert_eq!(
+            snapshots.matches("Committed").count(),
+            2,
+            "one is content only"
+        );
+        all.unpack_more = true;
+        assert!(!is_present(&engine, &all).await.expect("an answer"));
+        pull(&lab, "default", &all).await.expect("a pull");
+        lab.collect("default");
+        let snapshots = lab.ctr("default", &["snapshots", "ls"]);
+        assert_eq!(snapshots.matches("Committed").count(), 4, "{snapshots}");
+
+        let mut leaf = other.choice.clone();
+        leaf.target_is_leaf = true;
+        let leaf = request(&name, &leaf, &source);
+        pull(&lab, "leaf", &leaf).await.expect("a pull");
+        lab.collect("leaf");
+        let images = lab.ctr("leaf", &["images", "ls"]);
+        assert!(
+            images.contains(other.choice.leaf.descriptor.digest.as_str()),
+            "{images}"
+        );
+        let content = lab.ctr("leaf", &["content", "ls", "-q"]);
+        assert_eq!(content.lines().count(), 4, "manifest, config, two layers");
+    });
+}
+
+#[test]
 fn content_only_leaves_no_snapshot_and_another_namespace_is_linked() {
     runtime().block_on(async {
         let lab = Lab::start();

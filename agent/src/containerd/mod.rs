@@ -17,7 +17,8 @@ pub mod records;
 pub mod snapshot;
 pub mod store_source;
 pub mod sync;
-pub mod writer;
+mod transfer;
+mod writer;
 
 pub use client::{Engine, Snapshotter};
 pub use failure::{Cause, Failure};

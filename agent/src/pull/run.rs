@@ -170,7 +170,8 @@ async fn pull(
         };
         // Without its lease any part of the work may be collected already: a failure says
         // nothing, and a success only if everything is still there now.
-        let lost = !matches!(lease.exists().await, Ok(true) | Err(_));
+        let away = |error: &Error| error.kind() == Kind::ContainerdUnavailable;
+        let lost = !result.as_ref().is_err_and(away) && matches!(lease.exists().await, Ok(false));
         if !lost || (result.is_ok() && is_present(engine, request).await?) {
             break match result {
                 Ok(outcome) => released(outcome, lease).await,

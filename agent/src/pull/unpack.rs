@@ -16,6 +16,7 @@ use crate::{
     },
     error::{Error, Result},
     event::{Event, Events},
+    kind::Kind,
     oci::ChainId,
 };
 
@@ -74,11 +75,17 @@ impl Unpacker<'_> {
                 }
                 Err(failure) => {
                     // The half-unpacked files are of no use: unpacking again onto them
-                    // would stumble over its own whiteouts. (This waits for a daemon that
-                    // is away.)
-                    let error = self.clean(failure.error).await;
-                    if failure.cause != Cause::Disconnected || restarts >= RESTARTS {
-                        return Err(error);
+                    // would stumble over its own whiteouts. This waits for a daemon that
+                    // is away; if it does not come back, so will nothing else.
+                    let removed = self.remove_active().await;
+                    let again = failure.cause == Cause::Disconnected
+                        && removed.is_ok()
+                        && restarts < RESTARTS;
+                    if !again {
+                        return Err(match removed {
+                            Ok(()) => failure.error,
+                            Err(other) => failure.error.because(other),
+                        });
                     }
                     restarts += 1;
                 }
@@ -148,21 +155,25 @@ impl Unpacker<'_> {
     /// Removes an unfinished snapshot, because of `error`. What cannot be removed now
     /// dies with the lease; the error says so too.
     pub(super) async fn clean(&self, error: Error) -> Error {
+        // It was waited for long enough.
+        if error.kind() == Kind::ContainerdUnavailable {
+            return error;
+        }
+        match self.remove_active().await {
+            Ok(()) => error,
+            Err(other) => error.because(other),
+        }
+    }
+
+    async fn remove_active(&self) -> Result<()> {
         let left = self
             .active
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let Some(snapshot) = left else {
-            return error;
-        };
-        let removed = match self.lease.engine() {
-            Ok(engine) => engine.remove_snapshot(&snapshot).await,
-            Err(other) => Err(other),
-        };
-        match removed {
-            Ok(()) => error,
-            Err(other) => error.because(other),
+        match left {
+            Some(snapshot) => self.lease.engine()?.remove_snapshot(&snapshot).await,
+            None => Ok(()),
         }
     }
 }

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use edgepull::{kind::Kind, oci::Digest, pull::is_present};
+use edgepull::{
+    event::{Event, Events, Observer},
+    kind::Kind,
+    oci::Digest,
+    pull::{is_present, pull_into},
+};
 
 use crate::{
     lab::{Lab, pull, pull_at, reference, request},
@@ -106,7 +111,7 @@ fn a_wrong_diff_id_is_refused_and_leaves_no_snapshot() {
             .expect("two")[0]
             .0
             .clone();
-        let image = TestImage::of(layers.to_vec(), vec![first, Digest::of(b"wrong")]);
+        let image = TestImage::of(layers.to_vec(), &[first, Digest::of(b"wrong")]);
         let source = image.source();
         let name = reference("r.example/app:1");
         let error = pull(&lab, "default", &request(&name, &image.choice, &source))
@@ -179,5 +184,107 @@ fn a_full_disk_is_named_and_the_next_try_resumes() {
         lab.grow(100);
         let outcome = pull(&lab, "default", &request).await.expect("room now");
         assert!(outcome.bytes.resumed > 5_000_000, "{outcome:?}");
+    });
+}
+
+/// Wakes up who waits for the second layer to be unpacked.
+struct SecondUnpack(
+    std::sync::atomic::AtomicU32,
+    tokio::sync::watch::Sender<bool>,
+);
+
+impl Observer for SecondUnpack {
+    fn observe(&self, event: &Event) {
+        if matches!(event, Event::Unpacking { .. })
+            && self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1
+        {
+            self.1.send_replace(true);
+        }
+    }
+}
+
+#[test]
+fn a_restart_below_the_unpacking_is_survived() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::new(&[
+            &[("a", b"a".to_vec())],
+            &[
+                (".wh.a", Vec::new()),
+                ("big", crate::made::noise(18, 60_000_000)),
+            ],
+        ]);
+        let source = image.source();
+        let name = reference("r.example/app:1");
+        let request = request(&name, &image.choice, &source);
+        let engine = lab.engine("default").await;
+        let locks = lab.path("locks");
+        let (sender, mut receiver) = tokio::sync::watch::channel(false);
+        let events = Events::new(SecondUnpack(0.into(), sender));
+        let restart = async {
+            receiver.wait_for(|now| *now).await.expect("it comes");
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            lab.kill();
+            lab.run();
+        };
+        let (outcome, ()) = tokio::join!(pull_into(&engine, &request, &events, &locks), restart);
+        outcome.expect("a pull");
+        lab.collect("default");
+        assert!(is_present(&engine, &request).await.expect("an answer"));
+        let snapshots = lab.ctr("default", &["snapshots", "ls"]);
+        assert!(!snapshots.contains("Active"), "{snapshots}");
+        assert_eq!(snapshots.matches("Committed").count(), 2, "{snapshots}");
+    });
+}
+
+#[test]
+fn a_lease_that_somebody_deletes_costs_a_second_run_only() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::large(19, 5_000_000);
+        let slow = Memory {
+            pause: Duration::from_millis(30),
+            ..image.source()
+        };
+        let name = reference("r.example/app:1");
+        let request = request(&name, &image.choice, &slow);
+        let engine = lab.engine("default").await;
+        let locks = lab.path("locks");
+        let thief = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            let lease = lab.ctr("default", &["leases", "ls", "-q"]);
+            lab.ctr("default", &["leases", "rm", "--sync", lease.trim()]);
+        };
+        let (outcome, ()) = tokio::join!(pull_at(&engine, &request, &locks), thief);
+        outcome.expect("a pull");
+        lab.collect("default");
+        assert!(is_present(&engine, &request).await.expect("an answer"));
+    });
+}
+
+#[test]
+#[ignore = "takes over half a minute"]
+fn a_daemon_that_does_not_come_back_is_reported_in_time() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::large(21, 5_000_000);
+        let slow = Memory {
+            pause: Duration::from_millis(30),
+            ..image.source()
+        };
+        let name = reference("r.example/app:1");
+        let request = request(&name, &image.choice, &slow);
+        let engine = lab.engine("default").await;
+        let locks = lab.path("locks");
+        let started = std::time::Instant::now();
+        let kill = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            lab.kill();
+        };
+        let (outcome, ()) = tokio::join!(pull_at(&engine, &request, &locks), kill);
+        let error = outcome.expect_err("away");
+        assert_eq!(error.kind(), Kind::ContainerdUnavailable);
+        assert!(error.is_retryable());
+        assert!(started.elapsed() < Duration::from_secs(45), "{error:?}");
     });
 }

@@ -66,15 +66,15 @@ impl Lab {
             lab.mounted = Some(root);
         }
         let config = format!(
-            "version = 2\nroot = {root:?}\nstate = {state:?}\n\
+            "version = 2\nroot = \"{root}\"\nstate = \"{state}\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {ttrpc:?}\n\
-             [plugins.\"io.containerd.internal.v1.opt\"]\npath = {opt:?}\n",
-            root = lab.path("root"),
-            state = lab.path("state"),
-            socket = lab.socket(),
-            ttrpc = lab.path("t.sock"),
-            opt = lab.path("opt"),
+             [grpc]\naddress = \"{socket}\"\n[ttrpc]\naddress = \"{ttrpc}\"\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{opt}\"\n",
+            root = lab.path("root").display(),
+            state = lab.path("state").display(),
+            socket = lab.socket().display(),
+            ttrpc = lab.path("t.sock").display(),
+            opt = lab.path("opt").display(),
         );
         fs::write(lab.path("config.toml"), config).expect("a configuration");
         lab.run();
@@ -251,8 +251,8 @@ pub(crate) struct Registry {
 impl Registry {
     pub(crate) fn start(lab: &Lab, port: u16) -> Self {
         let config = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {:?}\nhttp:\n  addr: 127.0.0.1:{port}\n",
-            lab.path("registry")
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            lab.path("registry").display()
         );
         fs::write(lab.path("registry.yml"), config).expect("a configuration");
         let child = Command::new("docker-registry")

@@ -64,12 +64,12 @@ fn layer(files: &[File<'_>]) -> (Bytes, Bytes) {
 impl TestImage {
     pub(crate) fn new(layers: &[&[File<'_>]]) -> Self {
         let made: Vec<_> = layers.iter().map(|files| layer(files)).collect();
-        let diff_ids = made.iter().map(|(_, tar)| Digest::of(tar)).collect();
+        let diff_ids: Vec<_> = made.iter().map(|(_, tar)| Digest::of(tar)).collect();
         let blobs = made.into_iter().map(|(gzip, _)| gzip).collect();
-        Self::of(blobs, diff_ids)
+        Self::of(blobs, &diff_ids)
     }
 
-    pub(crate) fn of(layers: Vec<Bytes>, diff_ids: Vec<Digest>) -> Self {
+    pub(crate) fn of(layers: Vec<Bytes>, diff_ids: &[Digest]) -> Self {
         let mut blobs = HashMap::new();
         let listed: Vec<_> = layers
             .iter()
@@ -127,6 +127,22 @@ impl TestImage {
     /// One layer of about `length` bytes.
     pub(crate) fn large(seed: u64, length: usize) -> Self {
         Self::new(&[&[("big", noise(seed, length))]])
+    }
+
+    /// Two images below one index, which is the root of both.
+    pub(crate) fn pair(mut one: Self, mut other: Self) -> (Self, Self) {
+        let entries: Vec<_> = [&one, &other]
+            .iter()
+            .map(|image| &image.choice.leaf.descriptor)
+            .collect();
+        let index = json!({"schemaVersion": 2, "mediaType": MediaType::OCI_INDEX,
+            "manifests": entries});
+        let bytes = Bytes::from(index.to_string());
+        let root = Document::parse(&Verified::of(bytes), None).expect("an index");
+        one.choice.root = root.clone();
+        other.choice.root = root;
+        one.blobs.extend(other.blobs.clone());
+        (one, other)
     }
 
     /// The same without its index.
@@ -275,7 +291,7 @@ pub(crate) fn huge(seeds: &[u64], length: usize) -> (TestImage, Generated) {
     // The documents of an image of other layers, with these put in their place.
     let diff_ids: Vec<_> = listed.iter().map(|(digest, _)| digest.clone()).collect();
     let fake: Vec<Bytes> = seeds.iter().map(|s| Bytes::from(s.to_string())).collect();
-    let mut image = TestImage::of(fake, diff_ids).alone();
+    let mut image = TestImage::of(fake, &diff_ids).alone();
     let text = String::from_utf8(image.choice.leaf.bytes.to_vec()).expect("text");
     let mut manifest: serde_json::Value = serde_json::from_str(&text).expect("json");
     for (layer, (digest, size)) in manifest["layers"]
