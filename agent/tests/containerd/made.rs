@@ -15,7 +15,7 @@ use bytes::Bytes;
 use edgepull::{
     error::{Error, Result},
     kind::Kind,
-    oci::{Descriptor, Digest, Document, MediaType, Verified},
+    oci::{ChainId, Descriptor, Digest, Document, ImageConfig, MediaType, Verified},
     pull::Choice,
     source::{BlobStream, Source},
 };
@@ -149,6 +149,14 @@ impl TestImage {
     pub(crate) fn alone(mut self) -> Self {
         self.choice.root = self.choice.leaf.clone();
         self
+    }
+
+    /// The name of the top snapshot.
+    pub(crate) fn chain(&self) -> String {
+        let config = ImageConfig::parse(&self.choice.config).expect("a config");
+        let diff_ids = &config.rootfs.diff_ids;
+        let chain = ChainId::of_layers(diff_ids);
+        chain.last().expect("a layer").to_string()
     }
 
     pub(crate) fn layer(&self, index: usize) -> &Descriptor {

@@ -185,6 +185,36 @@ fn a_pull_of_ctr_at_the_same_time_succeeds_too() {
 }
 
 #[test]
+fn what_we_write_is_what_ctr_writes() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::two_layers(24).alone();
+        let registry = Registry::start(&lab, 5214);
+        registry.push(&lab, &image, "some/app:1");
+        let typed = "127.0.0.1:5214/some/app:1";
+        // Each in a daemon's namespace of its own, but not out of the other's content.
+        lab.ctr("theirs", &["images", "pull", "--plain-http", typed]);
+        let theirs = lab.state("theirs");
+        lab.ctr("theirs", &["images", "rm", "--sync", typed]);
+
+        let source = image.source();
+        let name = reference(typed);
+        let mut request = request(&name, &image.choice, &source);
+        request.managed_by = "test";
+        let engine = lab.engine("ours").await;
+        let outcome = pull_at(&engine, &request, &lab.path("locks")).await;
+        assert!(outcome.expect("a pull").bytes.downloaded > 0);
+        // Of the label that CRI and nerdctl put on snapshots, this ctr knows nothing.
+        let chain = image.chain();
+        let info = lab.ctr("ours", &["snapshots", "info", &chain]);
+        assert!(info.contains("containerd.io/snapshot.ref"), "{info}");
+        let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let ours = lab.state("ours").replace("io.edgepull.managed=test", "-");
+        assert_eq!(squeezed(&ours), squeezed(&theirs));
+    });
+}
+
+#[test]
 fn a_silent_source_gives_the_ref_to_others() {
     runtime().block_on(async {
         let lab = Lab::start();
