@@ -56,7 +56,47 @@ pub struct Resolution {
     pub entries: Vec<Entry>,
     /// The chosen entry of the root document (itself, for a single manifest).
     pub selected: Option<Digest>,
-    pub outcome: Result<Choice>,
+    pub outcome: Result<Picked>,
+}
+
+/// The image that was picked; its config is read only if the decision needed it.
+#[derive(Debug, Clone)]
+pub struct Picked {
+    pub root: Document,
+    /// Nested indexes from the root (exclusive) down to the leaf (exclusive).
+    pub ancestors: Vec<Document>,
+    /// The manifest.
+    pub leaf: Document,
+    pub platform: Option<Platform>,
+    /// The record must point at the manifest: the reader would take another entry.
+    pub target_is_leaf: bool,
+    config: Option<Verified>,
+}
+
+impl Picked {
+    /// Adds what a store needs: the config.
+    pub async fn complete(self, source: &dyn Source) -> Result<Choice> {
+        let config = match self.config {
+            Some(config) => config,
+            None => {
+                let DocumentKind::Manifest(manifest) = &self.leaf.kind else {
+                    return Err(Error::new(
+                        Kind::Internal,
+                        "the picked document is no manifest",
+                    ));
+                };
+                read_config(&self.leaf, manifest, source).await?
+            }
+        };
+        Ok(Choice {
+            root: self.root,
+            ancestors: self.ancestors,
+            leaf: self.leaf,
+            config,
+            platform: self.platform,
+            target_is_leaf: self.target_is_leaf,
+        })
+    }
 }
 
 impl Resolution {
@@ -115,12 +155,9 @@ pub async fn resolve(root: Document, source: &dyn Source, want: &Want) -> Result
                 Err(missing(&offers, want, &root))
             };
             if want.variant_best
-                && let Ok(choice) = &mut outcome
+                && let Ok(picked) = &mut outcome
             {
-                let read = selection.reader_takes.and_then(|at| index.entries.get(at));
-                choice.target_is_leaf = want.engine.is_some()
-                    && !reader_agrees(&offers, want, selection.selected())
-                    || read.is_none();
+                picked.target_is_leaf = selection.reader_takes != selection.selected();
             }
             let selected = match (&outcome, selection.selected()) {
                 (Ok(_), Some(at)) => index.entries.get(at).map(|entry| entry.digest.clone()),
@@ -148,14 +185,6 @@ pub async fn resolve(root: Document, source: &dyn Source, want: &Want) -> Result
             })
         }
     }
-}
-
-/// Whether the engine's own reader, looking at the same index, takes the same entry.
-fn reader_agrees(offers: &[Offer], want: &Want, selected: Option<usize>) -> bool {
-    let Some(engine) = &want.engine else {
-        return true;
-    };
-    select(offers, &Wanted::fallback(engine), None, None).reader_takes == selected
 }
 
 fn row(entry: &Descriptor, offer: &Offer, verdict: &EntryVerdict) -> Entry {
@@ -228,7 +257,7 @@ async fn walk(
     at: usize,
     source: &dyn Source,
     want: &Want,
-) -> Result<Result<Choice>> {
+) -> Result<Result<Picked>> {
     let mut ancestors = Vec::new();
     let mut index = index.clone();
     let mut at = at;
@@ -266,10 +295,12 @@ async fn walk(
         })?;
         match document.kind.clone() {
             DocumentKind::Manifest(manifest) => {
-                let config = read_config(&document, &manifest, source).await?;
+                let mut config = None;
                 if label.is_none() {
+                    let read = read_config(&document, &manifest, source).await?;
                     // Nothing but the config says what it is for.
-                    let said = config_platform(&manifest, &config);
+                    let said = config_platform(&manifest, &read);
+                    config = Some(read);
                     let offer = config_offer(&document, &manifest, said.as_ref());
                     let offers = [offer];
                     if select(&offers, &want.wanted, want.host.as_ref(), None)
@@ -288,7 +319,7 @@ async fn walk(
                     }
                     label = said.as_ref().and_then(|l| Platform::from_label(l));
                 }
-                return Ok(Ok(Choice {
+                return Ok(Ok(Picked {
                     root: root.clone(),
                     ancestors,
                     leaf: document,
@@ -430,11 +461,11 @@ async fn single(
         },
     };
     let outcome = if fits || generic {
-        Ok(Choice {
+        Ok(Picked {
             root: root.clone(),
             ancestors: Vec::new(),
             leaf: root.clone(),
-            config,
+            config: Some(config),
             platform,
             target_is_leaf: false,
         })

@@ -29,8 +29,59 @@ pub trait Source: Send + Sync + fmt::Debug {
         offset: u64,
     ) -> BoxFuture<'a, Result<BlobStream>>;
 
+    /// Whether it holds the blob; a source that cannot tell without fetching says yes.
+    fn has<'a>(&'a self, _descriptor: &'a Descriptor) -> BoxFuture<'a, bool> {
+        Box::pin(async { true })
+    }
+
     /// What to call it in messages: `registry.example`, `oci:dir`.
     fn name(&self) -> &str;
+}
+
+/// Two sources as one: what the nearer one holds is not fetched from the farther one.
+#[derive(Debug, Clone, Copy)]
+pub struct Nearest<'a> {
+    pub near: &'a dyn Source,
+    pub far: &'a dyn Source,
+}
+
+impl Source for Nearest<'_> {
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Document>> {
+        Box::pin(async move {
+            if self.near.has(descriptor).await {
+                match self.near.document(descriptor).await {
+                    Ok(document) => return Ok(document),
+                    // Damaged here is a reason to fetch it again, not to fail.
+                    Err(error) => {
+                        tracing::debug!(digest = %descriptor.digest, %error, "the near copy cannot be used")
+                    }
+                }
+            }
+            self.far.document(descriptor).await
+        })
+    }
+
+    fn blob<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+        offset: u64,
+    ) -> BoxFuture<'a, Result<BlobStream>> {
+        Box::pin(async move {
+            if self.near.has(descriptor).await {
+                self.near.blob(descriptor, offset).await
+            } else {
+                self.far.blob(descriptor, offset).await
+            }
+        })
+    }
+
+    fn has<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, bool> {
+        Box::pin(async move { self.near.has(descriptor).await || self.far.has(descriptor).await })
+    }
+
+    fn name(&self) -> &str {
+        self.far.name()
+    }
 }
 
 /// Configs are small; a bigger one is an attack on memory.

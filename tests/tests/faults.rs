@@ -327,39 +327,3 @@ fn a_redirect_without_end() {
     assert!(matches!(code, Some(23 | 24)), "{}", run.output.transcript());
     assert!(registry.requests().len() <= 60, "{}", registry.transcript());
 }
-
-#[test]
-fn a_mirror_comes_first_and_the_registry_helps_out() {
-    let upstream = Faulty::start(image::hello(), []);
-    let mirror = Faulty::start(image::hello(), [Rule::on(Kind::Blob, Action::status(404))]);
-    let daemon = Setup::new(VERSION).start();
-    let reference = upstream.reference("lab/app", "latest");
-    let call = Edgepull::new(["pull", &reference])
-        .json()
-        .on(&daemon, NAMESPACE);
-    let dir = call
-        .home()
-        .join("certs.d")
-        .join(upstream.host().replace(':', "_") + "_");
-    std::fs::create_dir_all(&dir).unwrap();
-    let hosts = format!(
-        "server = \"http://{}\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
-        upstream.host(),
-        mirror.host()
-    );
-    std::fs::write(dir.join("hosts.toml"), hosts).unwrap();
-    let hosts_dir = call.home().join("certs.d");
-    call.arg("--hosts-dir").arg(hosts_dir).run().exits(0);
-    assert!(upstream.count("HEAD", &Kind::Tag) + upstream.count("GET", &Kind::Tag) == 0);
-    assert!(
-        mirror
-            .requests()
-            .iter()
-            .any(|request| request.query.contains("ns="))
-    );
-    assert!(
-        upstream.count("GET", &Kind::Blob) >= 4,
-        "{}",
-        upstream.transcript()
-    );
-}

@@ -249,20 +249,6 @@ fn unpacking_can_be_left_out() {
 }
 
 #[test]
-fn layers_need_not_be_kept() {
-    let scene = Scene::new(Version::V1_7, image::hello());
-    scene.pull_with(&["--no-keep-layers"]).exits(0);
-    scene.daemon.collect_garbage(NAMESPACE);
-    let layers = scene.layout().parts(&scene.manifest()).split_off(1);
-    let blobs = scene.daemon.blobs(NAMESPACE);
-    assert!(
-        layers.iter().all(|layer| !blobs.contains(layer)),
-        "{blobs:?}"
-    );
-    scene.greets();
-}
-
-#[test]
 fn an_artifact_is_delivered_as_its_file() {
     let scene = Scene::new(Version::V2, image::zephyr());
     let call = scene.verb("pull").arg(&scene.reference);

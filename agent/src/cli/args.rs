@@ -23,7 +23,7 @@ Examples:
 
 /// The right container image, already on the edge device.
 #[derive(Debug, Parser)]
-#[command(name = "edgepull", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "edgepull", version, about, disable_help_subcommand = true, after_help = AFTER_HELP, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -71,7 +71,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "REGISTRY_AUTH_FILE", value_name = "FILE")]
     pub(crate) authfile: Option<PathBuf>,
 
-    /// Credentials for the registries of this call; a missing password is read from the terminal's line
+    /// Credentials for the registries of this call; without PASS the password is empty
     #[arg(long, global = true, value_name = "USER[:PASS]")]
     pub(crate) creds: Option<String>,
 
@@ -168,7 +168,7 @@ pub(crate) enum Verb {
         after_help = "Example:\n  edgepull export nginx:1.27 --platform linux/arm64 --to nginx-arm64.tar"
     )]
     Export {
-        /// Registry references, or `oci:DIR`; with --from-containerd, image records
+        /// Image references, or `oci:DIR[:TAG|@DIGEST]`; what containerd has is not fetched again
         #[arg(required = true, value_name = "REF")]
         references: Vec<String>,
         #[command(flatten)]
@@ -176,9 +176,9 @@ pub(crate) enum Verb {
         /// The archive to write
         #[arg(long, value_name = "FILE")]
         to: PathBuf,
-        /// Read the images from containerd instead of their registry
+        /// Look the reference up at its registry even if containerd has an image of that name
         #[arg(long)]
-        from_containerd: bool,
+        fresh: bool,
         #[arg(long, value_enum, default_value_t)]
         progress: Progress,
     },

@@ -100,14 +100,14 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
             references,
             platform,
             to,
-            from_containerd,
+            fresh,
             progress,
         } => {
             let export = command::export::Export {
                 references,
                 platforms: platform.platforms,
                 to,
-                from_containerd,
+                fresh,
                 progress,
             };
             command::export::run(&context, &export).await

@@ -41,6 +41,12 @@ impl Source for StoreSource {
         Box::pin(self.engine.read_blob(&descriptor.digest, offset))
     }
 
+    fn has<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, bool> {
+        Box::pin(
+            async move { matches!(self.engine.blob_info(&descriptor.digest).await, Ok(Some(_))) },
+        )
+    }
+
     fn name(&self) -> &str {
         &self.name
     }

@@ -174,9 +174,25 @@ impl Archive {
         }
     }
 
-    /// The images that have a full name, which is what they are imported under.
+    /// The images, and the names they are imported under: their full ones, or, where
+    /// an archive has none, `localhost/FILE:TAG`.
     pub fn images(&self) -> Result<Vec<(Reference, Descriptor)>> {
-        super::entries::images(&self.inner.index, &self.inner.name)
+        let inner = &self.inner;
+        let stem = std::path::Path::new(&inner.name)
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let whole = &inner.root.descriptor;
+        if let Ok(Choice::Whole) = choose(&inner.index, &whole.digest, None, &inner.name) {
+            let mut entry = whole.clone();
+            entry.annotations.clone_from(&inner.index.annotations);
+            let index = Index {
+                entries: vec![entry],
+                ..inner.index.clone()
+            };
+            return super::entries::images(&index, &inner.name, &stem);
+        }
+        super::entries::images(&inner.index, &inner.name, &stem)
     }
 
     /// Whether the archive holds the blob in its full size.
@@ -232,6 +248,10 @@ impl Source for Archive {
             check_offset(descriptor, offset, &self.inner.name)?;
             Ok(range.stream(offset))
         })
+    }
+
+    fn has<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, bool> {
+        Box::pin(async { Archive::has(self, descriptor) })
     }
 
     fn name(&self) -> &str {

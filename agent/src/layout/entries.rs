@@ -38,9 +38,20 @@ impl Names {
     }
 }
 
-/// The images of `index` under their full names; an entry without one has none to be
-/// imported under.
-pub(super) fn images(index: &Index, store: &str) -> Result<Vec<(Reference, Descriptor)>> {
+/// The images of `index` under the names they are imported under: their full ones; else,
+/// as `localhost/STEM:TAG`, a bare tag or nothing at all (a name that no registry has).
+pub(super) fn images(
+    index: &Index,
+    store: &str,
+    stem: &str,
+) -> Result<Vec<(Reference, Descriptor)>> {
+    let stem: String = stem
+        .to_lowercase()
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("-");
+    let stem = if stem.is_empty() { "image" } else { &stem };
     let mut images = Vec::new();
     for entry in &index.entries {
         let name = [IMAGE_NAME, REF_NAME].into_iter().find_map(|key| {
@@ -48,6 +59,8 @@ pub(super) fn images(index: &Index, store: &str) -> Result<Vec<(Reference, Descr
             let name = entry.annotation(key).filter(|name| name.contains('/'))?;
             Reference::parse(name).ok()
         });
+        let tag = entry.annotation(REF_NAME).unwrap_or("latest");
+        let name = name.or_else(|| Reference::parse(&format!("localhost/{stem}:{tag}")).ok());
         if let Some(name) = name {
             images.push((name, entry.clone()));
         }
@@ -55,7 +68,7 @@ pub(super) fn images(index: &Index, store: &str) -> Result<Vec<(Reference, Descr
     if images.is_empty() {
         return Err(Error::new(
             Kind::InvalidContent,
-            format_args!("`{store}` holds no image with a full name"),
+            format_args!("`{store}` holds no image that has a name"),
         )
         .hint("write the archive with `edgepull export`, `ctr image export` or `docker save`: they record the full name (annotation `io.containerd.image.name`)"));
     }

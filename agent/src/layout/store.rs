@@ -370,6 +370,10 @@ impl Source for Layout {
         }))
     }
 
+    fn has<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, bool> {
+        Box::pin(Layout::has(self, descriptor))
+    }
+
     fn name(&self) -> &str {
         &self.name
     }

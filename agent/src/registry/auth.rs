@@ -18,6 +18,7 @@ use super::{
     credentials::{Credentials, Found},
     docker_config::Login,
     endpoint::Endpoint,
+    notices::Notices,
     retry::{Budget, Policy},
     token,
     transport::{Answer, Ask, Transport},
@@ -116,6 +117,7 @@ type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
 pub(super) struct Auth {
     credentials: Credentials,
     policy: Policy,
+    notices: Notices,
     known: Mutex<HashMap<(String, Arc<str>), Known>>,
     /// A slot is locked while its grant is being fetched, so that ten blobs that start
     /// together cost one token.
@@ -148,10 +150,11 @@ struct Refused {
 }
 
 impl Auth {
-    pub(super) fn new(credentials: Credentials, policy: Policy) -> Self {
+    pub(super) fn new(credentials: Credentials, policy: Policy, notices: Notices) -> Self {
         Self {
             credentials,
             policy,
+            notices,
             known: Mutex::default(),
             slots: Mutex::default(),
         }
@@ -192,7 +195,7 @@ impl Auth {
                 if answer.status().is_success()
                     && let Some(source) = &round.refused
                 {
-                    tracing::warn!(registry = %subject.domain, source = %source, "stored credentials were refused, an anonymous request was accepted; renew or remove them");
+                    self.notices.say(format!("{} refused the credentials from {source} and accepted an anonymous request; renew or remove them", subject.domain));
                     self.remember_anonymous(subject);
                 }
                 return Ok((answer, who));

@@ -3,7 +3,8 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    auth::Auth, credentials::Credentials, hosts, repo::Repo, retry::Policy, transport::Transport,
+    auth::Auth, credentials::Credentials, hosts, notices::Notices, repo::Repo, retry::Policy,
+    transport::Transport,
 };
 use crate::{error::Result, oci::Reference};
 
@@ -57,6 +58,7 @@ pub(super) struct Shared {
     pub(super) retry: Policy,
     pub(super) transport: Transport,
     pub(super) auth: Auth,
+    pub(super) notices: Notices,
 }
 
 impl Client {
@@ -67,12 +69,14 @@ impl Client {
     }
 
     pub(super) fn with_transport(settings: Settings, transport: Transport) -> Self {
+        let notices = Notices::default();
         Self {
             shared: Arc::new(Shared {
                 plain_http: settings.plain_http,
                 retry: settings.retry,
                 transport,
-                auth: Auth::new(settings.credentials, settings.retry),
+                auth: Auth::new(settings.credentials, settings.retry, notices.clone()),
+                notices,
             }),
         }
     }
@@ -86,6 +90,12 @@ impl Client {
     /// The requests to token servers.
     pub fn auth_requests(&self) -> u64 {
         self.shared.transport.auth_requests()
+    }
+
+    /// Oddities since the last call that did not stop the work: a digest header that
+    /// lies, stored credentials that are refused. Sentences for the user.
+    pub fn take_notices(&self) -> Vec<String> {
+        self.shared.notices.take()
     }
 
     /// The repository of `reference`, to be asked for it and for what it points to.

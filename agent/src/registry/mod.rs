@@ -17,6 +17,7 @@ mod endpoint;
 mod failure;
 mod helper;
 mod hosts;
+mod notices;
 mod range;
 mod repo;
 mod retry;

@@ -240,7 +240,7 @@ impl At<'_> {
                 hasher.update(&bytes);
                 let found = hasher.finish();
                 if found != *claimed {
-                    tracing::warn!(reference = %reference, claimed = %claimed, found = %found, "the registry names another digest than its answer has; the answer counts");
+                    self.repo.client.shared.notices.say(format!("the registry says that {reference} is {claimed}, but its answer is {found}; the answer counts"));
                 }
             }
             Verified::of(bytes)

@@ -19,15 +19,17 @@ use crate::{
     layout::{self, Archive},
     oci::{Document, Reference},
     pull::{self, Choice, Status},
+    registry::Repo,
     resolve::{all_platforms, resolve},
-    source::Source,
+    source::{Nearest, Source},
 };
 
 pub(crate) struct Export {
     pub(crate) references: Vec<String>,
     pub(crate) platforms: Vec<String>,
     pub(crate) to: PathBuf,
-    pub(crate) from_containerd: bool,
+    /// Ask the registry although containerd has an image of that name.
+    pub(crate) fresh: bool,
     pub(crate) progress: Progress,
 }
 
@@ -45,36 +47,39 @@ struct Picked {
     names: layout::Names,
     from: From,
     root: Document,
-    choices: Vec<Choice>,
+    choices: Vec<crate::resolve::Picked>,
 }
 
 enum From {
     Target(Target),
-    Store(StoreSource),
+    Store { store: StoreSource, repo: Repo },
 }
 
 impl From {
-    fn source(&self) -> &dyn Source {
+    fn source(&self) -> Nearest<'_> {
         match self {
-            Self::Target(target) => target.source(),
-            Self::Store(source) => source,
+            Self::Target(target) => Nearest {
+                near: target.source(),
+                far: target.source(),
+            },
+            Self::Store { store, repo } => Nearest {
+                near: store,
+                far: repo,
+            },
         }
     }
 }
 
 pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
-    let attached = if call.from_containerd {
-        Some(context.attach().await?)
-    } else {
-        None
-    };
+    // Without an engine everything comes from the registry.
+    let (attached, _) = context.attach_if_alive().await?;
     let asked = context.wants(&call.platforms, attached.as_ref(), false)?;
     let events = progress::observer(call.progress, context.global.quiet);
     let started = Instant::now();
     let mut rows = Vec::new();
     let mut picked = Vec::new();
     for typed in &call.references {
-        let opened = open(context, attached.as_ref(), typed).await;
+        let opened = open(context, attached.as_ref(), typed, call.fresh).await;
         let (from, names, root) = match opened {
             Ok(opened) => opened,
             Err(error) if matches!(error.kind(), Kind::InvalidReference | Kind::Usage) => {
@@ -98,12 +103,17 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
             };
             for want in wants {
                 let mut row = Row::new("edgepull.export/1", typed, &want.asked);
-                let resolved = resolve(root.clone(), from.source(), &want)
+                let resolved = resolve(root.clone(), &from.source(), &want)
                     .await
                     .and_then(|r| r.outcome);
                 match resolved {
                     Ok(choice) => {
-                        row.chosen(&choice, context);
+                        row.chosen(
+                            &choice.root,
+                            &choice.leaf,
+                            choice.platform.as_ref(),
+                            context,
+                        );
                         row.status = "pulled";
                         choices.push(choice);
                     }
@@ -171,25 +181,30 @@ async fn open(
     context: &Context,
     attached: Option<&Attached>,
     typed: &str,
+    fresh: bool,
 ) -> Result<(From, layout::Names, Document)> {
-    if let Some(attached) = attached {
-        let reference = Context::reference(typed)?;
-        let name = reference.record_name();
-        let image = attached.engine.image(&name).await?.ok_or_else(|| {
-            Error::new(
-                Kind::NotFound,
-                format_args!(
-                    "there is no image `{name}` in namespace `{}`",
-                    attached.profile.namespace
-                ),
-            )
-            .hint("`edgepull images --all` lists what is there")
-        })?;
-        let source = StoreSource::new(attached.engine.clone());
-        let root = source.document(&image.target).await?;
-        return Ok((From::Store(source), layout::Names::of(&reference), root));
-    }
     let target = context.target(typed).await?;
+    if let (Some(attached), Target::Registry { reference, repo }) = (attached, &target) {
+        let store = StoreSource::new(attached.engine.clone());
+        let names = layout::Names::of(reference);
+        let record = if fresh {
+            None
+        } else {
+            attached.engine.image(&reference.record_name()).await?
+        };
+        let root = match record {
+            Some(record) => store.document(&record.target).await?,
+            None => repo.get().await?,
+        };
+        return Ok((
+            From::Store {
+                store,
+                repo: repo.clone(),
+            },
+            names,
+            root,
+        ));
+    }
     let names = match &target {
         Target::Registry { reference, .. } => layout::Names::of(reference),
         Target::Local { local, wanted } => local.names(wanted.selector())?,
@@ -222,16 +237,18 @@ async fn write(call: &Export, picked: &[Picked], events: &Events) -> Result<Byte
             (ancestors, leaves)
         })
         .collect();
+    let sources: Vec<Nearest<'_>> = picked.iter().map(|image| image.from.source()).collect();
     let images: Vec<layout::Image<'_>> = picked
         .iter()
         .zip(&parts)
-        .map(|(image, (ancestors, leaves))| layout::Image {
+        .zip(&sources)
+        .map(|((image, (ancestors, leaves)), source)| layout::Image {
             content: layout::Content {
                 root: &image.root,
                 ancestors,
                 leaves,
             },
-            source: image.from.source(),
+            source,
             names: &image.names,
             reference: &image.typed,
         })
@@ -273,8 +290,17 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
                 let mut row = Row::new("edgepull.import/1", &name, &want.asked);
                 row.at(&attached);
                 let ended = async {
-                    let choice = resolve(root.clone(), &archive, &want).await?.outcome?;
-                    row.chosen(&choice, context);
+                    let choice = resolve(root.clone(), &archive, &want)
+                        .await?
+                        .outcome?
+                        .complete(&archive)
+                        .await?;
+                    row.chosen(
+                        &choice.root,
+                        &choice.leaf,
+                        choice.platform.as_ref(),
+                        context,
+                    );
                     import_one(
                         &attached, call, &reference, &choice, &archive, &events, &mut row,
                     )

@@ -23,7 +23,7 @@ use crate::{
     oci::{Digest, Document, Reference},
     pull::{self, Choice, Status},
     resolve::{Want, all_platforms, resolve},
-    source::Source,
+    source::{Nearest, Source},
 };
 
 /// Where the image goes.
@@ -84,13 +84,18 @@ impl Row {
         }
     }
 
-    pub(super) fn chosen(&mut self, choice: &Choice, context: &Context) {
-        let root = &choice.root.descriptor.digest;
-        let leaf = &choice.leaf.descriptor.digest;
+    pub(super) fn chosen(
+        &mut self,
+        root: &Document,
+        leaf: &Document,
+        platform: Option<&Platform>,
+        context: &Context,
+    ) {
+        let (root, leaf) = (&root.descriptor.digest, &leaf.descriptor.digest);
         self.index_digest = (root != leaf).then(|| root.clone());
         self.manifest_digest = Some(leaf.clone());
-        self.selected_platform = choice.platform.as_ref().map(ToString::to_string);
-        self.verdict = RunVerdict::of(choice.platform.as_ref(), context.host().ok());
+        self.selected_platform = platform.map(ToString::to_string);
+        self.verdict = RunVerdict::of(platform, context.host().ok());
     }
 
     pub(super) fn at(&mut self, attached: &Attached) {
@@ -101,6 +106,12 @@ impl Row {
 }
 
 pub(crate) async fn run(context: &Context, call: &args::Pull) -> Result<Failures> {
+    // Wrong references end the call before any work.
+    let references = call
+        .references
+        .iter()
+        .map(|typed| Context::reference(typed))
+        .collect::<Result<Vec<_>>>()?;
     let store = store(context, &call.store).await?;
     let attached = match &store {
         Store::Containerd(attached) => Some(attached.as_ref()),
@@ -113,12 +124,6 @@ pub(crate) async fn run(context: &Context, call: &args::Pull) -> Result<Failures
         &call.platform.platforms
     };
     let asked = context.wants(platforms, attached, call.variant.is_some())?;
-    // Wrong references end the call before any work.
-    let references = call
-        .references
-        .iter()
-        .map(|typed| Context::reference(typed))
-        .collect::<Result<Vec<_>>>()?;
     let events = progress::observer(call.progress, context.global.quiet);
     let mut rows = Vec::new();
     for reference in &references {
@@ -236,6 +241,11 @@ impl Job<'_> {
             row.status = "failed";
             row.error = Some(self.named(error, &want.asked));
         }
+        if let Ok(client) = self.context.client() {
+            for message in client.take_notices() {
+                self.say(&mut row, message);
+            }
+        }
         row.requests = self
             .context
             .client()
@@ -275,18 +285,24 @@ impl Job<'_> {
     async fn into_containerd(&self, attached: &Attached, want: &Want, row: &mut Row) -> Result<()> {
         let repo = self.context.client()?.repository(self.reference);
         let call = self.call;
+        let store = StoreSource::new(attached.engine.clone());
         let root = match self.known_digest(attached, &repo).await? {
             // The registry (or the reference itself) says which document it is: if the
             // store has it and everything below it, there is nothing to do.
             Some(local) => {
-                let source = StoreSource::new(attached.engine.clone());
-                if let Ok(resolution) = resolve(local.clone(), &source, want).await
-                    && let Ok(choice) = resolution.outcome
+                if let Ok(resolution) = resolve(local.clone(), &store, want).await
+                    && let Ok(picked) = resolution.outcome
+                    && let Ok(choice) = picked.complete(&store).await
                     && !is_artifact(&choice)
                 {
-                    let request = self.request(attached, &choice, &source);
+                    let request = self.request(attached, &choice, &store);
                     if pull::is_present(&attached.engine, &request).await? {
-                        row.chosen(&choice, self.context);
+                        row.chosen(
+                            &choice.root,
+                            &choice.leaf,
+                            choice.platform.as_ref(),
+                            self.context,
+                        );
                         row.status = "present";
                         row.bytes.reused = present_bytes(&choice);
                         return Ok(());
@@ -296,8 +312,17 @@ impl Job<'_> {
             }
             None => repo.get().await?,
         };
-        let choice = self.choose(root, &repo, want).await?;
-        row.chosen(&choice, self.context);
+        let nearest = Nearest {
+            near: &store,
+            far: &repo,
+        };
+        let choice = self.choose(root, &nearest, want).await?;
+        row.chosen(
+            &choice.root,
+            &choice.leaf,
+            choice.platform.as_ref(),
+            self.context,
+        );
         self.warn(row, want, &choice);
         if is_artifact(&choice) {
             let Some(dir) = &call.artifact_dir else {
@@ -373,7 +398,11 @@ impl Job<'_> {
     }
 
     async fn choose(&self, root: Document, source: &dyn Source, want: &Want) -> Result<Choice> {
-        let choice = resolve(root, source, want).await?.outcome?;
+        let choice = resolve(root, source, want)
+            .await?
+            .outcome?
+            .complete(source)
+            .await?;
         self.events.emit(&Event::Resolved {
             reference: self.reference.typed().to_owned(),
             digest: choice.root.descriptor.digest.clone(),
@@ -386,34 +415,52 @@ impl Job<'_> {
         Ok(choice)
     }
 
+    fn say(&self, row: &mut Row, message: String) {
+        self.events.emit(&Event::Warning {
+            reference: self.reference.typed().to_owned(),
+            message: message.clone(),
+        });
+        row.warnings.push(message);
+    }
+
     /// Says what the label alone already tells about running it here.
     fn warn(&self, row: &mut Row, want: &Want, choice: &Choice) {
-        let mut say = |message: String| {
-            self.events.emit(&Event::Warning {
-                reference: self.reference.typed().to_owned(),
-                message: message.clone(),
-            });
-            row.warnings.push(message);
-        };
         if let Some(platform) = &choice.platform
             && let Some(host) = &want.host
         {
             if let Some(reason) = host.disproves(platform) {
-                say(format!(
-                    "{platform} was asked for, but this host cannot run it: {reason}"
-                ));
+                self.say(
+                    row,
+                    format!("{platform} was asked for, but this host cannot run it: {reason}"),
+                );
             }
         }
         if choice.target_is_leaf {
-            say("the image record points at the manifest and not at the index, because containerd would look up another entry".to_owned());
+            self.say(row, "the image record points at the manifest and not at the index, because containerd would look up another entry".to_owned());
         }
     }
 
     async fn into_layout(&self, to: &LayoutRef, want: &Want, row: &mut Row) -> Result<()> {
         let repo = self.context.client()?.repository(self.reference);
         let root = repo.get().await?;
-        let choice = self.choose(root, &repo, want).await?;
-        row.chosen(&choice, self.context);
+        // What an older layout already holds is not fetched to decide.
+        let near = (to.kind() == LayoutKind::Dir)
+            .then(|| Layout::open(to.path()).ok())
+            .flatten();
+        let choice = match &near {
+            Some(near) => {
+                self.choose(root, &Nearest { near, far: &repo }, want)
+                    .await?
+            }
+            None => self.choose(root, &repo, want).await?,
+        };
+        row.chosen(
+            &choice.root,
+            &choice.leaf,
+            choice.platform.as_ref(),
+            self.context,
+        );
+        self.warn(row, want, &choice);
         if is_artifact(&choice)
             && let Some(dir) = &self.call.artifact_dir
         {
