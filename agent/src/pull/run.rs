@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result},
     event::{Event, Events},
     kind::Kind,
-    oci::{Descriptor, Reference},
+    oci::{Descriptor, Digest, Reference},
     source::Source,
 };
 
@@ -119,6 +119,14 @@ pub async fn pull_into(
         .map_err(|error| error.reference(request.reference.typed()))
 }
 
+/// The lock of one image in one engine: two containerds on a host have nothing to share,
+/// and one of them that hangs must not hold up the other.
+fn lock_name(address: &Path, lease_hash: &str) -> String {
+    let address = std::fs::canonicalize(address).unwrap_or_else(|_| address.to_owned());
+    let key = format!("{}\n{lease_hash}", address.display());
+    Digest::of(key.as_bytes()).hex().chars().take(32).collect()
+}
+
 async fn pull(
     engine: &Engine,
     request: &Request<'_>,
@@ -143,7 +151,8 @@ async fn pull(
         &request.choice.target().digest,
     );
     let mut waited = false;
-    let lock = ImageLock::acquire(state_dir, &hash, &format!("pulling {typed}"), |owner| {
+    let name = lock_name(engine.address(), &hash);
+    let lock = ImageLock::acquire(state_dir, &name, &format!("pulling {typed}"), |owner| {
         waited = true;
         events.emit(&Event::Warning {
             reference: typed.to_owned(),
@@ -384,5 +393,13 @@ mod tests {
             let (engine, request): (Engine, Request<'_>) = std::future::pending().await;
             pull_into(&engine, &request, &Events::none(), Path::new("/")).await
         });
+    }
+
+    #[test]
+    fn two_engines_have_two_locks() {
+        let (one, other) = (Path::new("/run/a.sock"), Path::new("/run/b.sock"));
+        assert_eq!(lock_name(one, "x"), lock_name(one, "x"));
+        assert_ne!(lock_name(one, "x"), lock_name(other, "x"));
+        assert_ne!(lock_name(one, "x"), lock_name(one, "y"));
     }
 }
