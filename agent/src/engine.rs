@@ -85,7 +85,7 @@ pub fn choose(overrides: &Overrides) -> Result<Profile> {
     choose_with(
         overrides,
         |path| UnixStream::connect(path).is_ok(),
-        |path| path.exists(),
+        Path::exists,
     )
 }
 
@@ -94,32 +94,31 @@ fn choose_with(
     alive: impl Fn(&Path) -> bool,
     exists: impl Fn(&Path) -> bool,
 ) -> Result<Profile> {
-    let known = match &overrides.address {
-        Some(address) => {
-            let matching = KNOWN
-                .iter()
-                .find(|known| Path::new(known.address) == address);
-            profile(matching.unwrap_or(&KNOWN[4]), Some(address), &exists)
-        }
-        None => {
-            let living: Vec<&Known> = KNOWN
-                .iter()
-                .filter(|known| alive(Path::new(known.address)))
-                .collect();
-            match living.as_slice() {
-                [] => profile(&KNOWN[4], None, &exists),
-                [one] => profile(one, None, &exists),
-                several => {
-                    let list: Vec<String> = several
-                        .iter()
-                        .map(|k| format!("{} ({})", k.address, k.name))
-                        .collect();
-                    return Err(Error::new(
-                        Kind::Usage,
-                        format_args!("several container engines are running: {}", list.join(", ")),
-                    )
-                    .hint("say which one is meant with `--address SOCKET` (`-a`) or CONTAINERD_ADDRESS"));
-                }
+    let known = if let Some(address) = &overrides.address {
+        let matching = KNOWN
+            .iter()
+            .find(|known| Path::new(known.address) == address);
+        profile(matching.unwrap_or(&KNOWN[4]), Some(address), &exists)
+    } else {
+        let living: Vec<&Known> = KNOWN
+            .iter()
+            .filter(|known| alive(Path::new(known.address)))
+            .collect();
+        match living.as_slice() {
+            [] => profile(&KNOWN[4], None, &exists),
+            [one] => profile(one, None, &exists),
+            several => {
+                let list: Vec<String> = several
+                    .iter()
+                    .map(|k| format!("{} ({})", k.address, k.name))
+                    .collect();
+                return Err(Error::new(
+                    Kind::Usage,
+                    format_args!("several container engines are running: {}", list.join(", ")),
+                )
+                .hint(
+                    "say which one is meant with `--address SOCKET` (`-a`) or CONTAINERD_ADDRESS",
+                ));
             }
         }
     };

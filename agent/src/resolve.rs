@@ -76,17 +76,16 @@ pub struct Picked {
 impl Picked {
     /// Adds what a store needs: the config.
     pub async fn complete(self, source: &dyn Source) -> Result<Choice> {
-        let config = match self.config {
-            Some(config) => config,
-            None => {
-                let DocumentKind::Manifest(manifest) = &self.leaf.kind else {
-                    return Err(Error::new(
-                        Kind::Internal,
-                        "the picked document is no manifest",
-                    ));
-                };
-                read_config(&self.leaf, manifest, source).await?
-            }
+        let config = if let Some(config) = self.config {
+            config
+        } else {
+            let DocumentKind::Manifest(manifest) = &self.leaf.kind else {
+                return Err(Error::new(
+                    Kind::Internal,
+                    "the picked document is no manifest",
+                ));
+            };
+            read_config(&self.leaf, manifest, source).await?
         };
         Ok(Choice {
             root: self.root,
@@ -309,7 +308,7 @@ async fn walk(
                     {
                         let says = said
                             .as_ref()
-                            .and_then(|l| Platform::from_label(l))
+                            .and_then(Platform::from_label)
                             .map_or_else(|| "no platform".to_owned(), |p| p.to_string());
                         let all = self::offers(&index);
                         return Ok(Err(missing(&with_config(all, at, said), want, root)
@@ -317,7 +316,7 @@ async fn walk(
                                 "the entry names no platform, and its config says {says}"
                             ))));
                     }
-                    label = said.as_ref().and_then(|l| Platform::from_label(l));
+                    label = said.as_ref().and_then(Platform::from_label);
                 }
                 return Ok(Ok(Picked {
                     root: root.clone(),

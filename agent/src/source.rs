@@ -53,7 +53,7 @@ impl Source for Nearest<'_> {
                     Ok(document) => return Ok(document),
                     // Damaged here is a reason to fetch it again, not to fail.
                     Err(error) => {
-                        tracing::debug!(digest = %descriptor.digest, %error, "the near copy cannot be used")
+                        tracing::debug!(digest = %descriptor.digest, %error, "the near copy cannot be used");
                     }
                 }
             }

@@ -87,7 +87,7 @@ pub(crate) struct Global {
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
 
-    /// More on stderr: -v for requests, -vv for everything [env: EDGEPULL_LOG]
+    /// More on stderr: -v for requests, -vv for everything (`EDGEPULL_LOG` wins)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }

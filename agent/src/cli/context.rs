@@ -260,13 +260,13 @@ impl Context {
                 } else {
                     Wanted::selects(&self.selects(attached)?)
                 };
-                Asked::One(Want {
+                Asked::One(Box::new(Want {
                     wanted: finish(wanted),
                     engine: attached.map(|a| a.platform.clone()),
                     host: Some(host),
                     asked: "host".to_owned(),
                     variant_best,
-                })
+                }))
             }
             _ => {
                 let (name, fallback) = match text.rsplit_once(',') {
@@ -279,13 +279,13 @@ impl Context {
                 } else {
                     Wanted::exact(platform)
                 };
-                Asked::One(Want {
+                Asked::One(Box::new(Want {
                     wanted: finish(wanted),
                     host: self.host().ok().cloned(),
                     engine: None,
                     asked: text.to_owned(),
                     variant_best,
-                })
+                }))
             }
         })
     }
@@ -294,7 +294,7 @@ impl Context {
 /// One `--platform`.
 #[derive(Debug, Clone)]
 pub(crate) enum Asked {
-    One(Want),
+    One(Box<Want>),
     All,
 }
 

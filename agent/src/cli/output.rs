@@ -24,12 +24,12 @@ impl Printer {
         }
     }
 
-    pub(crate) fn json(&self) -> bool {
+    pub(crate) fn json(self) -> bool {
         self.output == Output::Json
     }
 
     /// One JSON document on stdout.
-    pub(crate) fn document(&self, value: &impl Serialize) {
+    pub(crate) fn document(self, value: &impl Serialize) {
         match serde_json::to_string_pretty(value) {
             Ok(text) => self.text(&format!("{text}\n")),
             Err(error) => warn(&format!("cannot encode the result: {error}")),
@@ -37,12 +37,16 @@ impl Printer {
     }
 
     /// Text on stdout. A closed pipe ends the output, not the work.
-    pub(crate) fn text(&self, text: &str) {
+    #[expect(
+        clippy::unused_self,
+        reason = "whoever prints has been given the printer"
+    )]
+    pub(crate) fn text(self, text: &str) {
         let mut out = io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
-    pub(crate) fn bold(&self, text: &str) -> String {
+    pub(crate) fn bold(self, text: &str) -> String {
         if self.colour {
             format!("\x1b[1m{text}\x1b[0m")
         } else {
@@ -50,7 +54,7 @@ impl Printer {
         }
     }
 
-    pub(crate) fn green(&self, text: &str) -> String {
+    pub(crate) fn green(self, text: &str) -> String {
         if self.colour {
             format!("\x1b[32m{text}\x1b[0m")
         } else {
@@ -58,7 +62,7 @@ impl Printer {
         }
     }
 
-    pub(crate) fn dim(&self, text: &str) -> String {
+    pub(crate) fn dim(self, text: &str) -> String {
         if self.colour {
             format!("\x1b[2m{text}\x1b[0m")
         } else {

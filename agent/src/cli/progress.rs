@@ -20,9 +20,8 @@ pub(crate) fn observer(choice: Progress, quiet: bool) -> Events {
         Progress::None => Events::none(),
         Progress::Json => Events::new(JsonLines),
         _ if quiet => Events::none(),
-        Progress::Plain => Events::new(PlainLines::default()),
         Progress::Auto if io::stderr().is_terminal() => Events::new(Bars::new()),
-        Progress::Auto => Events::new(PlainLines::default()),
+        Progress::Auto | Progress::Plain => Events::new(PlainLines::default()),
     }
 }
 
@@ -74,7 +73,9 @@ impl Observer for PlainLines {
                 output::bytes(*offset),
                 output::bytes(*size)
             ),
-            Event::BlobStarted { .. } | Event::BlobProgress { .. } => return,
+            Event::BlobStarted { .. } | Event::BlobProgress { .. } | Event::Unpacking { .. } => {
+                return;
+            }
             Event::BlobDone {
                 reference,
                 digest,
@@ -92,7 +93,6 @@ impl Observer for PlainLines {
                     digest.short()
                 )
             }
-            Event::Unpacking { .. } => return,
             Event::Unpacked {
                 reference,
                 digest,

@@ -164,7 +164,7 @@ mod tests {
             .document("application/vnd.oci.image.manifest.v1+json", &json)
             .kind
         {
-            DocumentKind::Manifest(manifest) => manifest,
+            DocumentKind::Manifest(manifest) => *manifest,
             DocumentKind::Index(_) => panic!("a manifest was written"),
         }
     }

@@ -30,7 +30,7 @@ pub struct Document {
 #[derive(Debug, Clone)]
 pub enum DocumentKind {
     Index(Index),
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 /// An OCI image index or a Docker manifest list.
@@ -215,7 +215,7 @@ impl Document {
                 artifact_type: raw.artifact_type,
                 annotations,
             };
-            (media_type, DocumentKind::Manifest(manifest))
+            (media_type, DocumentKind::Manifest(Box::new(manifest)))
         } else {
             return Err(invalid(format_args!(
                 "document {digest} is neither an index nor a manifest"

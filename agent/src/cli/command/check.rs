@@ -52,7 +52,7 @@ pub(crate) async fn run(
     for (typed, target) in references.iter().zip(targets) {
         for one in &asked {
             let wants = match (&target, one) {
-                (_, Asked::One(want)) => vec![want.clone()],
+                (_, Asked::One(want)) => vec![want.as_ref().clone()],
                 (Ok(target), Asked::All) => every(context, target).await,
                 (Err(_), Asked::All) => Vec::new(),
             };

@@ -9,7 +9,8 @@ use super::{
         context::{Asked, Attached, Context, Target, exact, state_dir},
         progress,
     },
-    pull::{Bytes, Row, is_artifact, print},
+    pull::is_artifact,
+    row::{Bytes, Row, print},
 };
 use crate::{
     containerd::StoreSource,
@@ -95,7 +96,7 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
         let mut choices = Vec::new();
         for one in &asked {
             let wants = match one {
-                Asked::One(want) => vec![want.clone()],
+                Asked::One(want) => vec![want.as_ref().clone()],
                 Asked::All => all_platforms(&root)
                     .iter()
                     .map(|p| exact(p, context.host().ok()))
@@ -279,7 +280,7 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
         let name = reference.record_name();
         for one in &asked {
             let wants = match one {
-                Asked::One(want) => vec![want.clone()],
+                Asked::One(want) => vec![want.as_ref().clone()],
                 Asked::All => all_platforms(&root)
                     .iter()
                     .map(|p| exact(p, context.host().ok()))
@@ -306,7 +307,7 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
                     )
                     .await
                 };
-                let ended = ended.await;
+                let ended = Box::pin(ended).await;
                 events.emit(&Event::Finished {
                     reference: name.clone(),
                     ok: ended.is_ok(),

@@ -80,7 +80,7 @@ struct Removed {
     schema: &'static str,
     reference: String,
     namespace: String,
-    removed: Vec<String>,
+    records: Vec<String>,
     error: Option<Error>,
 }
 
@@ -105,7 +105,7 @@ pub(crate) async fn remove(
             schema: "edgepull.rm/1",
             reference: reference.typed().to_owned(),
             namespace: attached.profile.namespace.clone(),
-            removed,
+            records: removed,
             error,
         });
     }
@@ -113,7 +113,7 @@ pub(crate) async fn remove(
         context.printer.document(&rows);
     } else {
         for row in &rows {
-            for name in &row.removed {
+            for name in &row.records {
                 context.printer.text(&format!("removed {name}\n"));
             }
             if let Some(error) = &row.error {

@@ -92,7 +92,7 @@ async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)
     }
     let (attached, _) = context.attach_if_alive().await?;
     match context.wants(&[], attached.as_ref(), false)?.pop() {
-        Some(Asked::One(want)) => Ok((want, attached)),
+        Some(Asked::One(want)) => Ok((*want, attached)),
         // An empty list of platforms means the host; there is no other case.
         _ => Err(crate::error::Error::new(
             crate::kind::Kind::Internal,

@@ -6,4 +6,5 @@ pub(super) mod export;
 pub(super) mod images;
 pub(super) mod inspect;
 pub(super) mod pull;
+mod row;
 mod verdict;

@@ -4,15 +4,14 @@
 use std::{path::Path, time::Instant};
 
 use edgepull_platform::Platform;
-use serde::Serialize;
 
 use super::{
     super::{
         Failures, args,
         context::{Asked, Attached, Context, exact, state_dir},
-        output, progress,
+        progress,
     },
-    verdict::RunVerdict,
+    row::{Bytes, Row, print},
 };
 use crate::{
     containerd::{Engine, StoreSource},
@@ -30,79 +29,6 @@ use crate::{
 pub(super) enum Store {
     Containerd(Box<Attached>),
     Layout(LayoutRef),
-}
-
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-pub(super) struct Bytes {
-    pub(super) downloaded: u64,
-    pub(super) resumed: u64,
-    pub(super) reused: u64,
-    pub(super) written: u64,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct Row {
-    pub(super) schema: &'static str,
-    pub(super) reference: String,
-    pub(super) platform: String,
-    pub(super) selected_platform: Option<String>,
-    pub(super) namespace: Option<String>,
-    pub(super) snapshotter: Option<String>,
-    pub(super) address: Option<String>,
-    pub(super) index_digest: Option<Digest>,
-    pub(super) manifest_digest: Option<Digest>,
-    pub(super) status: &'static str,
-    pub(super) verdict: RunVerdict,
-    pub(super) bytes: Bytes,
-    pub(super) requests: u64,
-    pub(super) duration_ms: u64,
-    pub(super) files: Vec<String>,
-    pub(super) warnings: Vec<String>,
-    pub(super) error: Option<Error>,
-}
-
-impl Row {
-    pub(super) fn new(schema: &'static str, reference: &str, platform: &str) -> Self {
-        Self {
-            schema,
-            reference: reference.to_owned(),
-            platform: platform.to_owned(),
-            selected_platform: None,
-            namespace: None,
-            snapshotter: None,
-            address: None,
-            index_digest: None,
-            manifest_digest: None,
-            status: "failed",
-            verdict: RunVerdict::Unknown,
-            bytes: Bytes::default(),
-            requests: 0,
-            duration_ms: 0,
-            files: Vec::new(),
-            warnings: Vec::new(),
-            error: None,
-        }
-    }
-
-    pub(super) fn chosen(
-        &mut self,
-        root: &Document,
-        leaf: &Document,
-        platform: Option<&Platform>,
-        context: &Context,
-    ) {
-        let (root, leaf) = (&root.descriptor.digest, &leaf.descriptor.digest);
-        self.index_digest = (root != leaf).then(|| root.clone());
-        self.manifest_digest = Some(leaf.clone());
-        self.selected_platform = platform.map(ToString::to_string);
-        self.verdict = RunVerdict::of(platform, context.host().ok());
-    }
-
-    pub(super) fn at(&mut self, attached: &Attached) {
-        self.namespace = Some(attached.profile.namespace.clone());
-        self.snapshotter = Some(attached.snapshotter.clone());
-        self.address = Some(attached.profile.address.display().to_string());
-    }
 }
 
 pub(crate) async fn run(context: &Context, call: &args::Pull) -> Result<Failures> {
@@ -174,7 +100,7 @@ impl Job<'_> {
     async fn run(&self, asked: &Asked) -> Vec<Row> {
         let mut rows = Vec::new();
         let wants = match asked {
-            Asked::One(want) => vec![want.clone()],
+            Asked::One(want) => vec![want.as_ref().clone()],
             Asked::All => match self.every().await {
                 Ok(wants) => wants,
                 Err(error) => {
@@ -276,13 +202,13 @@ impl Job<'_> {
         match self.store {
             Store::Containerd(attached) => {
                 row.at(attached);
-                self.into_containerd(attached, want, row).await
+                Box::pin(self.pull_containerd(attached, want, row)).await
             }
-            Store::Layout(to) => self.into_layout(to, want, row).await,
+            Store::Layout(to) => Box::pin(self.pull_layout(to, want, row)).await,
         }
     }
 
-    async fn into_containerd(&self, attached: &Attached, want: &Want, row: &mut Row) -> Result<()> {
+    async fn pull_containerd(&self, attached: &Attached, want: &Want, row: &mut Row) -> Result<()> {
         let repo = self.context.client()?.repository(self.reference);
         let call = self.call;
         let store = StoreSource::new(attached.engine.clone());
@@ -376,25 +302,18 @@ impl Job<'_> {
         attached: &Attached,
         repo: &crate::registry::Repo,
     ) -> Result<Option<Document>> {
-        let known = match self.reference.digest() {
-            Some(digest) => stored(&attached.engine, digest).await?,
-            None => {
-                if attached
-                    .engine
-                    .image(&self.reference.record_name())
-                    .await?
-                    .is_none()
-                {
-                    // Never pulled: the GET that follows says everything a HEAD would.
-                    return Ok(None);
-                }
-                match repo.head().await? {
-                    Some(descriptor) => stored(&attached.engine, &descriptor.digest).await?,
-                    None => None,
-                }
-            }
-        };
-        Ok(known)
+        if let Some(digest) = self.reference.digest() {
+            return stored(&attached.engine, digest).await;
+        }
+        let record = attached.engine.image(&self.reference.record_name()).await?;
+        if record.is_none() {
+            // Never pulled: the GET that follows says everything a HEAD would.
+            return Ok(None);
+        }
+        match repo.head().await? {
+            Some(descriptor) => stored(&attached.engine, &descriptor.digest).await,
+            None => Ok(None),
+        }
     }
 
     async fn choose(&self, root: Document, source: &dyn Source, want: &Want) -> Result<Choice> {
@@ -427,20 +346,19 @@ impl Job<'_> {
     fn warn(&self, row: &mut Row, want: &Want, choice: &Choice) {
         if let Some(platform) = &choice.platform
             && let Some(host) = &want.host
+            && let Some(reason) = host.disproves(platform)
         {
-            if let Some(reason) = host.disproves(platform) {
-                self.say(
-                    row,
-                    format!("{platform} was asked for, but this host cannot run it: {reason}"),
-                );
-            }
+            self.say(
+                row,
+                format!("{platform} was asked for, but this host cannot run it: {reason}"),
+            );
         }
         if choice.target_is_leaf {
             self.say(row, "the image record points at the manifest and not at the index, because containerd would look up another entry".to_owned());
         }
     }
 
-    async fn into_layout(&self, to: &LayoutRef, want: &Want, row: &mut Row) -> Result<()> {
+    async fn pull_layout(&self, to: &LayoutRef, want: &Want, row: &mut Row) -> Result<()> {
         let repo = self.context.client()?.repository(self.reference);
         let root = repo.get().await?;
         // What an older layout already holds is not fetched to decide.
@@ -559,45 +477,4 @@ fn present_bytes(choice: &Choice) -> u64 {
     choice.manifest().map_or(0, |m| {
         m.config.size + m.layers.iter().map(|l| l.size).sum::<u64>()
     }) + choice.leaf.descriptor.size
-}
-
-pub(super) fn print(context: &Context, rows: &[Row]) {
-    if context.printer.json() {
-        context.printer.document(&rows);
-        return;
-    }
-    for row in rows {
-        match &row.error {
-            Some(error) => output::print_error(error),
-            None => context.printer.text(&line(context, row)),
-        }
-    }
-}
-
-fn line(context: &Context, row: &Row) -> String {
-    let digest = row
-        .manifest_digest
-        .as_ref()
-        .map_or(String::new(), ToString::to_string);
-    let platform = row.selected_platform.as_deref().unwrap_or("no platform");
-    let mut line = format!(
-        "{} {} {platform} ({}) {digest}",
-        context.printer.green(row.status),
-        row.reference,
-        row.verdict.word(),
-    );
-    if row.status == "pulled" {
-        line.push_str(&format!(
-            "  {} fetched, {} reused, {} requests, {:.1} s",
-            output::bytes(row.bytes.downloaded),
-            output::bytes(row.bytes.reused),
-            row.requests,
-            std::time::Duration::from_millis(row.duration_ms).as_secs_f64()
-        ));
-    }
-    line.push('\n');
-    for file in &row.files {
-        line.push_str(&format!("  {file}\n"));
-    }
-    line
 }

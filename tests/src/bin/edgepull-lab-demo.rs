@@ -1,0 +1,80 @@
+//! `make demo`: a private containerd and registry, a sample image for three platforms,
+//! and the verbs on it, with the commands and their output as a user would see them.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a demonstration prints, and stops where it fails"
+)]
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use edgepull_tests::containerd::{Containerd, Version};
+use edgepull_tests::image;
+use edgepull_tests::registry::Registry;
+use edgepull_tests::tools::Lab;
+
+const NAMESPACE: &str = "demo";
+
+fn main() -> ExitCode {
+    let lab = Lab::get();
+    let registry = Registry::start();
+    image::hello().push(&registry, "latest", "demo/hello", "latest");
+    image::only_s390x().push(&registry, "latest", "demo/mainframe", "latest");
+    let daemon = Containerd::start(Version::V2);
+    let out = lab.run_dir("demo");
+    let hello = registry.reference("demo/hello", "latest");
+    let mainframe = registry.reference("demo/mainframe", "latest");
+    let demo = Demo {
+        program: lab.edgepull(),
+        socket: daemon.address(),
+    };
+    println!("A registry at {} and containerd {} were started below build/lab.", registry.host(), daemon.version().exact());
+
+    let archive = out.path().join("hello-arm64.tar");
+    let archive = archive.to_str().unwrap();
+    let layout = format!("oci:{}", out.path().join("layout").display());
+    let good = demo.says("What is this host, and what can it run?", &["detect"], 0)
+        && demo.says("What does the reference offer, and why is an entry (not) for this host?", &["explain", &hello], 0)
+        && demo.says("Does it offer what a fleet needs? (for CI)", &["check", &hello, "--platform", "linux/arm64", "--platform", "linux/arm/v7"], 0)
+        && demo.says("Pre-pull it into containerd: fetched, verified, unpacked, synced, pinned.", &["pull", "--pin", &hello], 0)
+        && demo.runs(&daemon, &hello)
+        && demo.says("Again: one request, nothing written.", &["pull", "--pin", &hello], 0)
+        && demo.says("What edgepull put here.", &["images"], 0)
+        && demo.says("An image that offers nothing for this host: exit code 3, and what to do.", &["pull", &mainframe], 3)
+        && demo.says("The arm64 image as an archive for a host without a network.", &["export", &hello, "--platform", "linux/arm64", "--to", archive], 0)
+        && demo.says("The same pull without containerd and without root.", &["pull", "--store", &layout, &hello], 0)
+        && demo.says("And away with it.", &["rm", &hello], 0);
+    println!("\n{}", if good { "The demo ended well; everything it started is being stopped." } else { "The demo FAILED." });
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+struct Demo {
+    program: std::path::PathBuf,
+    socket: std::path::PathBuf,
+}
+
+impl Demo {
+    fn says(&self, why: &str, args: &[&str], expected: i32) -> bool {
+        println!("\n# {why}\n$ edgepull {}", args.join(" "));
+        let status = Command::new(&self.program)
+            .args(args)
+            .env("CONTAINERD_ADDRESS", &self.socket)
+            .env("CONTAINERD_NAMESPACE", NAMESPACE)
+            .status();
+        let code = status.ok().and_then(|status| status.code());
+        if code == Some(expected) {
+            return true;
+        }
+        println!("wanted exit code {expected}, got {code:?}");
+        false
+    }
+
+    fn runs(&self, daemon: &Containerd, reference: &str) -> bool {
+        println!("\n# Run it: no network needed any more.\n$ ctr run --rm {reference} demo");
+        let ran = daemon.run(NAMESPACE, reference, &[]);
+        println!("{}", ran.text());
+        Path::new(&self.socket).exists() && ran.code == Some(0)
+    }
+}
