@@ -119,7 +119,14 @@ impl Platform {
                 }
             }
         };
-        Ok(Platform::assemble(os, found, options))
+        let platform = Platform::assemble(os, found, options);
+        // The printed form can be longer than what was typed (`arm` is `arm/v7`); what is
+        // printed must be accepted again.
+        let printed = platform.to_string().len();
+        if printed > LONGEST_INPUT {
+            return Err(ParsePlatformError::TooLong(printed));
+        }
+        Ok(platform)
     }
 
     /// What an index entry or a config says, under containerd's normalisation and nothing else.

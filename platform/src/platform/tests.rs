@@ -230,3 +230,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_prints_longer_than_it_was_typed_is_still_read_back() {
+    for length in 500..=512 {
+        let typed = format!("{}/arm", "x".repeat(length - 4));
+        if let Ok(platform) = Platform::parse(&typed) {
+            assert_eq!(Platform::parse(&platform.to_string()), Ok(platform));
+        }
+    }
+}

@@ -30,24 +30,81 @@ fn main() -> ExitCode {
         program: lab.edgepull(),
         socket: daemon.address(),
     };
-    println!("A registry at {} and containerd {} were started below build/lab.", registry.host(), daemon.version().exact());
+    println!(
+        "A registry at {} and containerd {} were started below build/lab.",
+        registry.host(),
+        daemon.version().exact()
+    );
 
     let archive = out.path().join("hello-arm64.tar");
     let archive = archive.to_str().unwrap();
     let layout = format!("oci:{}", out.path().join("layout").display());
     let good = demo.says("What is this host, and what can it run?", &["detect"], 0)
-        && demo.says("What does the reference offer, and why is an entry (not) for this host?", &["explain", &hello], 0)
-        && demo.says("Does it offer what a fleet needs? (for CI)", &["check", &hello, "--platform", "linux/arm64", "--platform", "linux/arm/v7"], 0)
-        && demo.says("Pre-pull it into containerd: fetched, verified, unpacked, synced, pinned.", &["pull", "--pin", &hello], 0)
+        && demo.says(
+            "What does the reference offer, and why is an entry (not) for this host?",
+            &["explain", &hello],
+            0,
+        )
+        && demo.says(
+            "Does it offer what a fleet needs? (for CI)",
+            &[
+                "check",
+                &hello,
+                "--platform",
+                "linux/arm64",
+                "--platform",
+                "linux/arm/v7",
+            ],
+            0,
+        )
+        && demo.says(
+            "Pre-pull it into containerd: fetched, verified, unpacked, synced, pinned.",
+            &["pull", "--pin", &hello],
+            0,
+        )
         && demo.runs(&daemon, &hello)
-        && demo.says("Again: one request, nothing written.", &["pull", "--pin", &hello], 0)
+        && demo.says(
+            "Again: one request, nothing written.",
+            &["pull", "--pin", &hello],
+            0,
+        )
         && demo.says("What edgepull put here.", &["images"], 0)
-        && demo.says("An image that offers nothing for this host: exit code 3, and what to do.", &["pull", &mainframe], 3)
-        && demo.says("The arm64 image as an archive for a host without a network.", &["export", &hello, "--platform", "linux/arm64", "--to", archive], 0)
-        && demo.says("The same pull without containerd and without root.", &["pull", "--store", &layout, &hello], 0)
+        && demo.says(
+            "An image that offers nothing for this host: exit code 3, and what to do.",
+            &["pull", &mainframe],
+            3,
+        )
+        && demo.says(
+            "The arm64 image as an archive for a host without a network.",
+            &[
+                "export",
+                &hello,
+                "--platform",
+                "linux/arm64",
+                "--to",
+                archive,
+            ],
+            0,
+        )
+        && demo.says(
+            "The same pull without containerd and without root.",
+            &["pull", "--store", &layout, &hello],
+            0,
+        )
         && demo.says("And away with it.", &["rm", &hello], 0);
-    println!("\n{}", if good { "The demo ended well; everything it started is being stopped." } else { "The demo FAILED." });
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "\n{}",
+        if good {
+            "The demo ended well; everything it started is being stopped."
+        } else {
+            "The demo FAILED."
+        }
+    );
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 struct Demo {
@@ -74,7 +131,7 @@ impl Demo {
     fn runs(&self, daemon: &Containerd, reference: &str) -> bool {
         println!("\n# Run it: no network needed any more.\n$ ctr run --rm {reference} demo");
         let ran = daemon.run(NAMESPACE, reference, &[]);
-        println!("{}", ran.text());
+        println!("{}", ran.text().trim_end());
         Path::new(&self.socket).exists() && ran.code == Some(0)
     }
 }

@@ -77,6 +77,9 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
     let asked = context.wants(&call.platforms, attached.as_ref(), false)?;
     let events = progress::observer(call.progress, context.global.quiet);
     let started = Instant::now();
+    let requests = context
+        .client()
+        .map_or(0, crate::registry::Client::requests);
     let mut rows = Vec::new();
     let mut picked = Vec::new();
     for typed in &call.references {
@@ -167,6 +170,10 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
                 "nothing was written, because another part of the archive is missing".to_owned(),
             );
         }
+    }
+    if let (Some(row), Ok(client)) = (rows.first_mut(), context.client()) {
+        // One archive: its requests, like its bytes, are told once.
+        row.requests = client.requests() - requests;
     }
     for row in &mut rows {
         row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
