@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use edgepull_tests::containerd::{Setup, Version};
+use edgepull_tests::edgepull::Edgepull;
 use edgepull_tests::image;
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::scene::{Scene, greeting};
@@ -148,3 +149,25 @@ fn docker_runs_what_we_pulled() {
     let (code, text) = docker.run(&scene.reference);
     assert_eq!((code, text.replace('\r', "")), (0, greeting()));
 }
+
+/// Without a flag, what kubelet's containers will be made of is what CRI is set to.
+fn the_snapshotter_of_cri_is_used(version: Version) {
+    let table = if version == Version::V2 {
+        "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"native\"\n"
+    } else {
+        "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"native\"\n"
+    };
+    let setup = Setup::new(version).cri().config(table);
+    let scene = Scene::with(setup, image::hello(), []);
+    let report = Edgepull::new(["pull", &scene.reference])
+        .json()
+        .arg("--address")
+        .arg(scene.daemon.address())
+        .args(["--namespace", K8S])
+        .run()
+        .exits(0)
+        .element();
+    assert_eq!(report["snapshotter"], "native", "{report}");
+}
+
+on_each_containerd!(the_snapshotter_of_cri_is_used);

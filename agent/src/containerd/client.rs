@@ -50,7 +50,7 @@ const SNAPSHOTTER_TYPE: &str = "io.containerd.snapshotter.v1";
 const CONTENT_TYPE: &str = "io.containerd.content.v1";
 
 /// A snapshotter plugin, as introspection describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshotter {
     pub name: String,
     /// Where it keeps its data, in containerd's mount namespace.
@@ -59,7 +59,7 @@ pub struct Snapshotter {
     pub capabilities: Vec<String>,
     /// Why it cannot be used.
     pub init_error: Option<String>,
-    platform: Option<Platform>,
+    pub(super) platform: Option<Platform>,
 }
 
 /// A connection to one namespace of one containerd. Cheap to clone.
@@ -138,7 +138,16 @@ impl Engine {
             lease: None,
         };
         let (snapshotters, content_root) = engine.introspect().await?;
-        let namespace_default = engine.namespace_default().await?;
+        // In Kubernetes' namespace the reader is CRI, whatever the namespace's label says.
+        let by_cri = if namespace == super::K8S_NAMESPACE {
+            engine.cri_snapshotter(&snapshotters).await
+        } else {
+            None
+        };
+        let namespace_default = match by_cri {
+            Some(name) => Some(name),
+            None => engine.namespace_default().await?,
+        };
         if let Some(shared) = Arc::get_mut(&mut engine.shared) {
             shared.snapshotters = snapshotters;
             shared.content_root = content_root;

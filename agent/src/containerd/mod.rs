@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod content;
+mod cri;
 pub mod diff;
 pub mod failure;
 pub mod image;

@@ -1,0 +1,114 @@
+//! `make bench`: the same image pulled by edgepull and by containerd's own client, one
+//! after the other in one run, cold and warm. Prints a table; decides nothing.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark prints, and stops where it fails"
+)]
+
+use std::process::Command;
+use std::time::Instant;
+
+use edgepull_tests::containerd::{Containerd, Version};
+use edgepull_tests::edgepull::Edgepull;
+use edgepull_tests::image;
+use edgepull_tests::registry::Registry;
+use edgepull_tests::tools::Lab;
+
+const NAMESPACE: &str = "bench";
+const ROUNDS: usize = 3;
+const LAYERS: u64 = 4;
+const LAYER: u64 = 24 << 20;
+
+fn main() {
+    let registry = Registry::start();
+    image::big(LAYERS, LAYER).push(&registry, "latest", "bench/app", "latest");
+    let reference = registry.reference("bench/app", "latest");
+    println!(
+        "{LAYERS} layers of {} MiB over loopback, {} rounds; program {}\n",
+        LAYER >> 20,
+        ROUNDS,
+        Lab::get().edgepull().display()
+    );
+    println!(
+        "{:<12} {:<10} {:>12} {:>12} {:>14}",
+        "containerd", "client", "cold, ms", "warm, ms", "peak RSS, KiB"
+    );
+    for version in [Version::V1_6, Version::V1_7, Version::V2] {
+        for round in 0..ROUNDS {
+            // Who begins takes turns, so that a cold page cache is shared fairly.
+            let order: [fn(Version, &str); 2] = if round % 2 == 0 {
+                [ours, theirs]
+            } else {
+                [theirs, ours]
+            };
+            for pull in order {
+                pull(version, &reference);
+            }
+        }
+    }
+}
+
+fn ours(version: Version, reference: &str) {
+    let daemon = Containerd::start(version);
+    let run = || {
+        let started = Instant::now();
+        let run = Edgepull::new(["pull", reference])
+            .json()
+            .on(&daemon, NAMESPACE)
+            .weighed()
+            .run()
+            .exits(0);
+        (started.elapsed().as_millis(), run.peak_kib)
+    };
+    let (cold, peak) = run();
+    let (warm, _) = run();
+    row(
+        &daemon,
+        "edgepull",
+        cold,
+        warm,
+        peak.map(|peak| peak.to_string()),
+    );
+}
+
+fn theirs(version: Version, reference: &str) {
+    let daemon = Containerd::start(version);
+    let run = || {
+        let started = Instant::now();
+        daemon.pull(NAMESPACE, reference).ok();
+        started.elapsed().as_millis()
+    };
+    let cold = run();
+    let warm = run();
+    row(&daemon, "ctr", cold, warm, peak_of_ctr(&daemon, reference));
+}
+
+/// The peak of a pull by `ctr` into an empty namespace, through the same helper.
+fn peak_of_ctr(daemon: &Containerd, reference: &str) -> Option<String> {
+    let helper = Lab::get().edgepull().with_file_name("edgepull-lab-peak");
+    let report = daemon.dir().join("peak");
+    let status = Command::new(helper)
+        .arg(&report)
+        .arg(daemon.version().bin().join("ctr"))
+        .arg("-a")
+        .arg(daemon.address())
+        .args(["-n", "bench-peak"])
+        .args(daemon.pull_args(reference))
+        .stdout(std::process::Stdio::null())
+        .status()
+        .ok()?;
+    status
+        .success()
+        .then(|| std::fs::read_to_string(report).ok())
+        .flatten()
+}
+
+fn row(daemon: &Containerd, client: &str, cold: u128, warm: u128, peak: Option<String>) {
+    println!(
+        "{:<12} {client:<10} {cold:>12} {warm:>12} {:>14}",
+        daemon.version().exact(),
+        peak.unwrap_or_else(|| "-".to_owned())
+    );
+}
