@@ -9,13 +9,13 @@ use edgepull_platform::{
 use serde::Serialize;
 
 use crate::{
+    choice::Choice,
     error::{Error, Result},
     kind::Kind,
     oci::{
         Descriptor, Digest, Document, DocumentKind, ImageConfig, Index, Manifest, MediaType,
         Verified,
     },
-    pull::Choice,
     source::{Source, small_blob},
 };
 

@@ -1,13 +1,12 @@
 //! The pipeline: from a chosen image in a source to an image in containerd, fetched,
 //! verified, unpacked, synced and recorded.
 
-pub mod choice;
 mod fetch;
 pub mod plan;
 mod present;
 mod run;
 mod unpack;
 
-pub use choice::Choice;
+pub use crate::choice::Choice;
 pub use present::is_present;
 pub use run::{Bytes, DEFAULT_CONCURRENCY, Outcome, Request, Status, pull_into};
