@@ -136,8 +136,8 @@ struct BarState {
     blobs: HashMap<Digest, ProgressBar>,
 }
 
-const BAR: &str = "{prefix:<20.20} [{bar:28}] {bytes:>10}/{total_bytes:<10} {msg}";
-const TOTAL: &str = "{prefix:<20.20} [{bar:28}] {bytes:>10}/{total_bytes:<10} {bytes_per_sec:>12} {eta:>4} left {msg}";
+const BAR: &str = "{prefix:<20!} [{bar:28}] {bytes:>10}/{total_bytes:<10} {msg}";
+const TOTAL: &str = "{prefix:<20!} [{bar:28}] {bytes:>10}/{total_bytes:<10} {bytes_per_sec:>12} {eta:>4} left {msg}";
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, stream};
 use super::{Layout, Names, blocking, dir::Temporary};
 use crate::{
     error::{Error, Result},
-    event::Events,
+    event::{Event, Events},
     kind::Kind,
     oci::{Descriptor, Document, DocumentKind, Verifier},
     source::Source,
@@ -102,8 +102,10 @@ pub async fn copy_to_layout(
     reference: &str,
 ) -> Result<CopyStats> {
     let mut stats = CopyStats::default();
+    let blobs = content.blobs()?;
+    announce(layout, &blobs, events, reference).await;
     {
-        let mut copies = stream::iter(content.blobs()?)
+        let mut copies = stream::iter(blobs)
             .map(|blob| layout.put_blob(blob, source, events, reference))
             .buffer_unordered(PARALLEL);
         while let Some(done) = copies.next().await {
@@ -115,6 +117,27 @@ pub async fn copy_to_layout(
     }
     layout.tag(&content.root.descriptor, names).await?;
     Ok(stats)
+}
+
+/// Says beforehand how much there is to do; the layout's blobs count as present.
+async fn announce(layout: &Layout, blobs: &[&Descriptor], events: &Events, reference: &str) {
+    let (mut bytes_to_fetch, mut bytes_present) = (0_u64, 0_u64);
+    for blob in blobs {
+        if layout.has(blob).await {
+            bytes_present = bytes_present.saturating_add(blob.size);
+        } else {
+            bytes_to_fetch = bytes_to_fetch.saturating_add(blob.size);
+        }
+    }
+    events.emit(&Event::Planned {
+        reference: reference.to_owned(),
+        layers: blobs
+            .iter()
+            .filter(|blob| blob.media_type.is_layer())
+            .count(),
+        bytes_to_fetch,
+        bytes_present,
+    });
 }
 
 /// Writes bytes where `out` stands.
