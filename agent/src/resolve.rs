@@ -3,19 +3,19 @@
 //! The decision itself is `edgepull_platform::select`; here the documents are
 //! walked: nested indexes, entries without a platform, single manifests.
 
+mod missing;
+
 use edgepull_platform::{
-    EntryVerdict, Host, Offer, OfferKind, Platform, Verdict, Wanted, explain_missing, select,
+    EntryVerdict, Host, Offer, OfferKind, Platform, Selection, Verdict, Wanted, select,
 };
 use serde::Serialize;
 
+use self::missing::missing;
 use crate::{
     choice::Choice,
     error::{Error, Result},
     kind::Kind,
-    oci::{
-        Descriptor, Digest, Document, DocumentKind, ImageConfig, Index, Manifest, MediaType,
-        Verified,
-    },
+    oci::{Descriptor, Digest, Document, DocumentKind, ImageConfig, Index, Manifest, Verified},
     source::{Source, small_blob},
 };
 
@@ -121,8 +121,17 @@ pub fn offers(index: &Index) -> Vec<Offer> {
         .collect()
 }
 
-/// Judges `root` and walks to the chosen image. Fails only if a document that the
-/// decision needs cannot be read; "nothing fits" is an outcome.
+/// Where following the chosen entry ended.
+enum Walk {
+    Reached(Box<Picked>),
+    /// What it points at is for something else.
+    Misfit(Error),
+    /// What it points at cannot be read, or not be used.
+    Unread(Error),
+}
+
+/// Judges `root` and walks to the chosen image. That nothing fits, or that what was
+/// chosen cannot be read, is an outcome: the document itself was read.
 pub async fn resolve(root: Document, source: &dyn Source, want: &Want) -> Result<Resolution> {
     match root.kind.clone() {
         DocumentKind::Manifest(manifest) => single(root, &manifest, source, want).await,
@@ -141,41 +150,43 @@ pub async fn resolve(root: Document, source: &dyn Source, want: &Want) -> Result
                 .zip(&selection.entries)
                 .map(|((entry, offer), verdict)| row(entry, offer, verdict))
                 .collect();
-            let mut outcome = if let Some(conflict) = &selection.engine_conflict
-                && !want.variant_best
-            {
-                Err(missing(&offers, want, &root).because(format_args!(
-                    "the container engine would take its entry for {}, but {}",
-                    conflict.platform, conflict.reason
-                )))
-            } else if let Some(at) = selection.selected() {
-                walk(&root, &index, at, source, want).await?
+            let chosen = selection.selected();
+            let named = |at: usize| index.entries.get(at).map(|entry| entry.digest.clone());
+            let mut selected = None;
+            let outcome = if let Some(why) = conflict(&selection, want) {
+                revise(&mut entries, chosen, Verdict::Runnable, &why);
+                Err(missing(&offers, want, &root).because(why))
+            } else if let Some(at) = chosen {
+                match walk(&root, &index, at, &selection, source, want).await {
+                    Walk::Reached(picked) => {
+                        selected = named(at);
+                        Ok(*picked)
+                    }
+                    Walk::Misfit(error) => {
+                        let why = error.causes().last().cloned().unwrap_or_default();
+                        revise(&mut entries, chosen, Verdict::Foreign, &why);
+                        Err(error)
+                    }
+                    // A label decides by itself; without one the choice was provisional.
+                    Walk::Unread(error) => {
+                        if offers
+                            .get(at)
+                            .is_some_and(|offer| offer.platform().is_some())
+                        {
+                            selected = named(at);
+                        } else {
+                            let why = format!(
+                                "it has no platform here, and what it points at is of no help: {}",
+                                error.message()
+                            );
+                            revise(&mut entries, chosen, Verdict::Skipped, &why);
+                        }
+                        Err(error)
+                    }
+                }
             } else {
                 Err(missing(&offers, want, &root))
             };
-            if want.variant_best
-                && let Ok(picked) = &mut outcome
-            {
-                picked.target_is_leaf = selection.reader_takes != selection.selected();
-            }
-            let selected = match (&outcome, selection.selected()) {
-                (Ok(_), Some(at)) => index.entries.get(at).map(|entry| entry.digest.clone()),
-                _ => None,
-            };
-            // The verdict of a provisional choice (a platform only its config knows) is settled now.
-            if selected.is_none()
-                && let Some(entry) = selection.selected().and_then(|at| entries.get_mut(at))
-                && entry.verdict == Verdict::Selected
-            {
-                entry.verdict = Verdict::Foreign;
-                if let Err(error) = &outcome {
-                    entry.reason = error
-                        .causes()
-                        .first()
-                        .cloned()
-                        .unwrap_or_else(|| "what it points at does not fit".to_owned());
-                }
-            }
             Ok(Resolution {
                 root,
                 entries,
@@ -183,6 +194,27 @@ pub async fn resolve(root: Document, source: &dyn Source, want: &Want) -> Result
                 outcome,
             })
         }
+    }
+}
+
+/// Why the engine's own choice stands in the way, if it does.
+fn conflict(selection: &Selection, want: &Want) -> Option<String> {
+    let conflict = selection.engine_conflict.as_ref()?;
+    (!want.variant_best).then(|| {
+        format!(
+            "the container engine would take its entry for {}, but {}",
+            conflict.platform, conflict.reason
+        )
+    })
+}
+
+/// Settles the verdict of an entry that was chosen before all was known.
+fn revise(entries: &mut [Entry], at: Option<usize>, verdict: Verdict, reason: &str) {
+    if let Some(entry) = at.and_then(|at| entries.get_mut(at))
+        && entry.verdict == Verdict::Selected
+    {
+        entry.verdict = verdict;
+        reason.clone_into(&mut entry.reason);
     }
 }
 
@@ -197,134 +229,80 @@ fn row(entry: &Descriptor, offer: &Offer, verdict: &EntryVerdict) -> Entry {
     }
 }
 
-/// The typed failure when nothing fits.
-fn missing(offers: &[Offer], want: &Want, root: &Document) -> Error {
-    let told = explain_missing(offers, &want.wanted, want.host.as_ref());
-    let host = want.host.as_ref().map(|h| h.platform.to_string());
-    let whom = if want.asked == "host" {
-        "this host can use"
-    } else {
-        "fits what was asked for"
-    };
-    let mut error = Error::new(
-        Kind::PlatformMissing,
-        format_args!(
-            "{} offers no image that {whom}",
-            root.descriptor.digest.short()
-        ),
-    );
-    if want.asked == "host" {
-        if let Some(host) = &want.host {
-            error = error.because(why_wanted(host));
-        }
-    } else {
-        error = error.because(format_args!("asked for by `--platform {}`", want.asked));
-    }
-    if let Some(nearest) = &told.nearest {
-        error = error.because(format_args!("the nearest offer is {nearest}"));
-    }
-    error = error.platforms(told.wanted, told.offered).hint(told.hint);
-    if let Some(host) = host {
-        error = error.host(host);
-    }
-    error.platform(&want.asked)
-}
-
-/// One line on why this host wants what it wants.
-fn why_wanted(host: &Host) -> String {
-    let machine = host
-        .machine
-        .as_deref()
-        .map(|m| format!(" ({m})"))
-        .unwrap_or_default();
-    let mut line = format!(
-        "this host is {}{machine}, kernel {}, userland {}",
-        host.platform, host.kernel, host.userland
-    );
-    match host.aarch32_el0 {
-        Some(false) if host.architecture == "arm64" => line.push_str(", without a 32-bit mode"),
-        Some(true) if host.architecture == "arm64" => line.push_str(", with a 32-bit mode"),
-        _ => {}
-    }
-    line
-}
-
 /// Follows entry `at` of `index` to an image manifest.
 async fn walk(
     root: &Document,
     index: &Index,
     at: usize,
+    selection: &Selection,
     source: &dyn Source,
     want: &Want,
-) -> Result<Result<Picked>> {
+) -> Walk {
     let mut ancestors = Vec::new();
     let mut index = index.clone();
     let mut at = at;
     let mut label: Option<Platform> = None;
+    // The reader of the store leaves our path at the first index where it takes another entry.
+    let mut astray = selection.reader_takes != Some(at);
     for _ in 0..MAX_DEPTH {
         let Some(entry) = index.entries.get(at) else {
-            return Err(Error::new(
+            return Walk::Unread(Error::new(
                 Kind::Internal,
                 "the chosen entry is not in its index",
             ));
         };
-        if !entry.media_type.is_index() && !entry.media_type.is_manifest() {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format_args!(
-                    "entry {} has the media type `{}`, which is neither an index nor an image manifest",
-                    entry.digest, entry.media_type
-                ),
-            ));
-        }
         label = entry
             .platform
             .as_ref()
             .and_then(Platform::from_label)
             .or(label);
-        let document = source.document(entry).await.map_err(|error| {
-            let message = format!("cannot read entry {} of index {}", entry.digest, root.descriptor.digest.short());
-            if error.kind() == Kind::NotFound {
-                error
-                    .during(message)
-                    .hint("the index lists it, but this registry does not have it: an incomplete mirror or push; try the original registry")
-            } else {
-                error.during(message)
-            }
-        })?;
+        let document = match follow(root, entry, source).await {
+            Ok(document) => document,
+            Err(error) => return Walk::Unread(error),
+        };
         match document.kind.clone() {
             DocumentKind::Manifest(manifest) => {
                 let mut config = None;
                 if label.is_none() {
-                    let read = read_config(&document, &manifest, source).await?;
+                    let read = match read_config(&document, &manifest, source).await {
+                        Ok(read) => read,
+                        Err(error) => return Walk::Unread(error),
+                    };
                     // Nothing but the config says what it is for.
                     let said = config_platform(&manifest, &read);
                     config = Some(read);
                     let offer = config_offer(&document, &manifest, said.as_ref());
                     let offers = [offer];
-                    if select(&offers, &want.wanted, want.host.as_ref(), None)
-                        .selected()
-                        .is_none()
-                    {
-                        let says = said
-                            .as_ref()
-                            .and_then(Platform::from_label)
-                            .map_or_else(|| "no platform".to_owned(), |p| p.to_string());
-                        let all = self::offers(&index);
-                        return Ok(Err(missing(&with_config(all, at, said), want, root)
-                            .because(format_args!(
-                                "the entry names no platform, and its config says {says}"
-                            ))));
+                    let selection = select(
+                        &offers,
+                        &want.wanted,
+                        want.host.as_ref(),
+                        want.engine.as_ref(),
+                    );
+                    if let Some(why) = conflict(&selection, want) {
+                        return Walk::Misfit(missing(&offers, want, root).because(why));
                     }
-                    label = said.as_ref().and_then(Platform::from_label);
+                    let platform = said.as_ref().and_then(Platform::from_label);
+                    if platform.is_none() || selection.selected().is_none() {
+                        let says =
+                            platform.map_or_else(|| "no platform".to_owned(), |p| p.to_string());
+                        let all = self::offers(&index);
+                        return Walk::Misfit(
+                            missing(&with_config(all, at, said), want, root).because(format_args!(
+                                "the entry names no platform, and its config says {says}"
+                            )),
+                        );
+                    }
+                    astray |= selection.reader_takes.is_none();
+                    label = platform;
                 }
-                return Ok(Ok(Picked {
+                return Walk::Reached(Box::new(Picked {
                     root: root.clone(),
                     ancestors,
                     leaf: document,
                     config,
                     platform: label,
-                    target_is_leaf: false,
+                    target_is_leaf: want.variant_best && astray,
                 }));
             }
             DocumentKind::Index(inner) => {
@@ -335,24 +313,56 @@ async fn walk(
                     want.host.as_ref(),
                     want.engine.as_ref(),
                 );
-                let Some(next) = selection.selected() else {
-                    return Ok(Err(missing(&offers, want, &document).because(
-                        "the nested index that was chosen offers nothing that fits",
-                    )));
+                let error = match (conflict(&selection, want), selection.selected()) {
+                    (None, Some(next)) => {
+                        astray |= selection.reader_takes != Some(next);
+                        ancestors.push(document);
+                        index = inner;
+                        at = next;
+                        continue;
+                    }
+                    (Some(why), _) => missing(&offers, want, &document).because(why),
+                    (None, None) => missing(&offers, want, &document)
+                        .because("the nested index that was chosen offers nothing that fits"),
                 };
-                ancestors.push(document);
-                index = inner;
-                at = next;
+                return Walk::Misfit(error);
             }
         }
     }
-    Err(Error::new(
+    Walk::Unread(Error::new(
         Kind::Unsupported,
         format_args!(
             "index {} nests more than {MAX_DEPTH} levels deep",
             root.descriptor.digest
         ),
     ))
+}
+
+/// The document behind an entry.
+async fn follow(root: &Document, entry: &Descriptor, source: &dyn Source) -> Result<Document> {
+    if !entry.media_type.is_index() && !entry.media_type.is_manifest() {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format_args!(
+                "entry {} has the media type `{}`, which is neither an index nor an image manifest",
+                entry.digest, entry.media_type
+            ),
+        ));
+    }
+    source.document(entry).await.map_err(|error| {
+        let message = format!(
+            "cannot read entry {} of index {}",
+            entry.digest,
+            root.descriptor.digest.short()
+        );
+        if error.kind() == Kind::NotFound {
+            error
+                .during(message)
+                .hint("the index lists it, but this registry does not have it: an incomplete mirror or push; try the original registry")
+        } else {
+            error.during(message)
+        }
+    })
 }
 
 /// The same offers, with the platform of entry `at` known from its config.
@@ -383,10 +393,14 @@ fn config_offer(
     }
 }
 
+/// Whether the config may name a platform: that of an artifact is anything.
+fn config_has_platform(manifest: &Manifest) -> bool {
+    manifest.config.media_type.is_image_config() || !manifest.is_artifact()
+}
+
 /// Configs of artifacts need not be JSON; those of images must be.
 fn config_platform(manifest: &Manifest, config: &Verified) -> Option<edgepull_platform::Label> {
-    let image_like = manifest.config.media_type.is_image_config() || !manifest.is_artifact();
-    if !image_like {
+    if !config_has_platform(manifest) {
         return None;
     }
     ImageConfig::parse(config)
@@ -421,8 +435,17 @@ async fn single(
     source: &dyn Source,
     want: &Want,
 ) -> Result<Resolution> {
-    let config = read_config(&root, manifest, source).await?;
-    let label = config_platform(manifest, &config);
+    let (config, label) = if config_has_platform(manifest) {
+        match read_config(&root, manifest, source).await {
+            Ok(config) => {
+                let label = config_platform(manifest, &config);
+                (Some(config), label)
+            }
+            Err(error) => return Ok(unread(root, manifest, error)),
+        }
+    } else {
+        (None, None)
+    };
     let offers = [config_offer(&root, manifest, label.as_ref())];
     let selection = select(
         &offers,
@@ -464,13 +487,17 @@ async fn single(
             root: root.clone(),
             ancestors: Vec::new(),
             leaf: root.clone(),
-            config: Some(config),
+            config,
             platform,
             target_is_leaf: false,
         })
     } else {
-        Err(missing(&offers, want, &root)
-            .because("the reference is a single image, not an index: its config is its only label"))
+        let error = missing(&offers, want, &root)
+            .because("the reference is a single image, not an index: its config is its only label");
+        Err(match conflict(&selection, want) {
+            Some(why) => error.because(why),
+            None => error,
+        })
     };
     let selected = outcome.is_ok().then(|| digest.clone());
     Ok(Resolution {
@@ -479,6 +506,24 @@ async fn single(
         selected,
         outcome,
     })
+}
+
+/// A single manifest whose config, its only label, cannot be read.
+fn unread(root: Document, manifest: &Manifest, error: Error) -> Resolution {
+    let entry = Entry {
+        digest: root.descriptor.digest.clone(),
+        size: root.descriptor.size,
+        platform: None,
+        kind: config_offer(&root, manifest, None).kind,
+        verdict: Verdict::Skipped,
+        reason: "a single image whose config, its only label, cannot be read".to_owned(),
+    };
+    Resolution {
+        root,
+        entries: vec![entry],
+        selected: None,
+        outcome: Err(error),
+    }
 }
 
 /// Every image entry of an index (`--platform all`), each as the platform to ask for;
@@ -499,7 +544,5 @@ pub fn all_platforms(root: &Document) -> Vec<Platform> {
     platforms
 }
 
-/// Whether a media type is one of those that `inspect` can look into.
-pub fn is_document(media_type: &MediaType) -> bool {
-    media_type.is_index() || media_type.is_manifest()
-}
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,8 @@ pub struct Descriptor {
     #[serde(rename = "mediaType", alias = "mediatype", default = "unknown")]
     pub media_type: MediaType,
     pub digest: Digest,
-    /// Bytes.
+    /// Bytes; at most [`MAX_SIZE`].
+    #[serde(deserialize_with = "size")]
     pub size: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Label>,
@@ -39,6 +40,20 @@ pub struct Descriptor {
     /// The blob itself, base64, when the publisher embedded it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
+}
+
+/// More than any blob has, and little enough that the sizes of all blobs that one
+/// document may list can be added up.
+pub(super) const MAX_SIZE: u64 = 1 << 50;
+
+fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let size = u64::deserialize(deserializer)?;
+    if size > MAX_SIZE {
+        return Err(serde::de::Error::custom(format_args!(
+            "a blob of {size} bytes is announced, more than any blob has"
+        )));
+    }
+    Ok(size)
 }
 
 fn unknown() -> MediaType {

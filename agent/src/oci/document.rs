@@ -292,7 +292,8 @@ impl Manifest {
             || (self.media_type == MediaType::DockerManifest
                 && self.config.media_type.as_str() == "application/octet-stream");
         !config_is_image
-            || (!self.layers.is_empty() && !self.layers.iter().any(|l| l.media_type.is_layer()))
+            || (!self.layers.is_empty()
+                && !self.layers.iter().any(|l| l.media_type.is_layer_like()))
     }
 }
 
@@ -378,6 +379,44 @@ mod tests {
             parse(both, None).expect_err("both").kind(),
             Kind::InvalidContent
         );
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_added_up_are_refused() {
+        let manifest = |size: u64| {
+            let layer = serde_json::json!({"digest": crate::oci::Digest::of(b""), "size": size});
+            serde_json::json!({"config": layer, "layers": [layer, layer]}).to_string()
+        };
+        for size in [u64::MAX, 1 << 63, (1 << 50) + 1] {
+            let error = parse(&manifest(size), None).expect_err("too much");
+            assert_eq!(error.kind(), Kind::InvalidContent);
+        }
+        assert!(parse(&manifest(1 << 50), None).is_ok());
+    }
+
+    #[test]
+    fn an_image_of_layers_that_cannot_be_unpacked_is_no_artifact() {
+        for (layer, artifact) in [
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+                false,
+            ),
+            ("application/vnd.docker.image.rootfs.diff.tar.lz4", false),
+            ("application/vnd.oci.image.layer.v1.tar", false),
+            ("application/vnd.in-toto+json", true),
+        ] {
+            let blob = |media_type: &str| {
+                serde_json::json!({"mediaType": media_type, "size": 1,
+                    "digest": crate::oci::Digest::of(b"")})
+            };
+            let text =
+                serde_json::json!({"config": blob(MediaType::OCI_CONFIG), "layers": [blob(layer)]});
+            let parsed = parse(&text.to_string(), None).expect("a manifest");
+            let DocumentKind::Manifest(manifest) = parsed.kind else {
+                panic!("a manifest");
+            };
+            assert_eq!(manifest.is_artifact(), artifact, "{layer}");
+        }
     }
 
     #[test]

@@ -114,6 +114,18 @@ impl MediaType {
     pub fn is_layer(&self) -> bool {
         matches!(self, Self::Layer { .. })
     }
+
+    /// A root file system layer, even one in a form that cannot be unpacked here
+    /// (encrypted, an unknown compression).
+    pub fn is_layer_like(&self) -> bool {
+        self.is_layer()
+            || [
+                "application/vnd.oci.image.layer.",
+                "application/vnd.docker.image.rootfs.",
+            ]
+            .iter()
+            .any(|start| self.as_str().starts_with(start))
+    }
 }
 
 impl fmt::Display for MediaType {

@@ -37,6 +37,10 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// `$XDG_RUNTIME_DIR`
     pub runtime_dir: Option<PathBuf>,
+    /// edgepull's own file on this machine.
+    pub machine: Option<PathBuf>,
+    /// kubelet's.
+    pub kubelet: Option<PathBuf>,
 }
 
 impl Environment {
@@ -57,6 +61,8 @@ impl Environment {
             docker_config: path("DOCKER_CONFIG"),
             home: path("HOME"),
             runtime_dir: path("XDG_RUNTIME_DIR"),
+            machine: Some(PathBuf::from("/etc/edgepull/auth.json")),
+            kubelet: Some(PathBuf::from("/var/lib/kubelet/config.json")),
         }
     }
 }
@@ -142,7 +148,7 @@ impl Credentials {
                 .credentials_directory
                 .as_ref()
                 .map(|dir| dir.join("registry-auth.json")),
-            Some(PathBuf::from("/etc/edgepull/auth.json")),
+            environment.machine.clone(),
             environment
                 .docker_config
                 .as_ref()
@@ -155,7 +161,7 @@ impl Credentials {
                 .runtime_dir
                 .as_ref()
                 .map(|dir| dir.join("containers/auth.json")),
-            Some(PathBuf::from("/var/lib/kubelet/config.json")),
+            environment.kubelet.clone(),
         ];
         sources.extend(
             known

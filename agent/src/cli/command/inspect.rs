@@ -193,7 +193,15 @@ fn text(
             );
         }
         Err(error) => {
-            let _ = writeln!(out, "nothing is selected: {}", error.message());
+            match &resolution.selected {
+                Some(entry) => {
+                    let _ = writeln!(out, "{} {entry}", p.green("selected"));
+                    let _ = writeln!(out, "but it cannot be used: {}", error.message());
+                }
+                None => {
+                    let _ = writeln!(out, "nothing is selected: {}", error.message());
+                }
+            }
             if explain {
                 for cause in error.causes() {
                     let _ = writeln!(out, "  {cause}");

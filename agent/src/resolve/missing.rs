@@ -1,0 +1,59 @@
+//! What to say when nothing fits: why this host wants what it wants, what is offered,
+//! and what would help.
+
+use edgepull_platform::{Host, Offer, explain_missing};
+
+use super::Want;
+use crate::{error::Error, kind::Kind, oci::Document};
+
+/// The typed failure when nothing fits.
+pub(super) fn missing(offers: &[Offer], want: &Want, root: &Document) -> Error {
+    let told = explain_missing(offers, &want.wanted, want.host.as_ref());
+    let host = want.host.as_ref().map(|h| h.platform.to_string());
+    let whom = if want.asked == "host" {
+        "this host can use"
+    } else {
+        "fits what was asked for"
+    };
+    let mut error = Error::new(
+        Kind::PlatformMissing,
+        format_args!(
+            "{} offers no image that {whom}",
+            root.descriptor.digest.short()
+        ),
+    );
+    if want.asked == "host" {
+        if let Some(host) = &want.host {
+            error = error.because(why_wanted(host));
+        }
+    } else {
+        error = error.because(format_args!("asked for by `--platform {}`", want.asked));
+    }
+    if let Some(nearest) = &told.nearest {
+        error = error.because(format_args!("the nearest offer is {nearest}"));
+    }
+    error = error.platforms(told.wanted, told.offered).hint(told.hint);
+    if let Some(host) = host {
+        error = error.host(host);
+    }
+    error.platform(&want.asked)
+}
+
+/// One line on why this host wants what it wants.
+fn why_wanted(host: &Host) -> String {
+    let machine = host
+        .machine
+        .as_deref()
+        .map(|m| format!(" ({m})"))
+        .unwrap_or_default();
+    let mut line = format!(
+        "this host is {}{machine}, kernel {}, userland {}",
+        host.platform, host.kernel, host.userland
+    );
+    match host.aarch32_el0 {
+        Some(false) if host.architecture == "arm64" => line.push_str(", without a 32-bit mode"),
+        Some(true) if host.architecture == "arm64" => line.push_str(", with a 32-bit mode"),
+        _ => {}
+    }
+    line
+}
