@@ -9,6 +9,7 @@ use futures_util::{future::BoxFuture, stream};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::oci::MediaType;
 use crate::source::BlobStream;
 
 /// Content by digest, and a list of what was asked for.
