@@ -19,7 +19,7 @@ use crate::{
     layout::{LayoutRef, Local},
     oci::{Document, Reference},
     registry::{Client, Credentials, Environment, Repo, Settings},
-    resolve::Want,
+    resolve::{Want, all_platforms},
     source::Source,
 };
 
@@ -298,8 +298,35 @@ pub(crate) enum Asked {
     All,
 }
 
+impl Asked {
+    /// As it was typed.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::One(want) => &want.asked,
+            Self::All => "all",
+        }
+    }
+}
+
+/// What one `--platform` means for `root`: itself, or with `all` each platform in it.
+pub(crate) async fn wants_of(
+    asked: &Asked,
+    root: &Document,
+    source: &dyn Source,
+    host: Option<&Host>,
+) -> Result<Vec<Want>> {
+    Ok(match asked {
+        Asked::One(want) => vec![want.clone()],
+        Asked::All => all_platforms(root, source)
+            .await?
+            .iter()
+            .map(|platform| exact(platform, host))
+            .collect(),
+    })
+}
+
 /// The exact want for one entry of an index.
-pub(crate) fn exact(platform: &Platform, host: Option<&Host>) -> Want {
+fn exact(platform: &Platform, host: Option<&Host>) -> Want {
     Want {
         wanted: Wanted::exact(platform.clone()),
         host: host.cloned(),

@@ -12,7 +12,7 @@ use super::super::{
     output,
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     oci::{Digest, MediaType},
     resolve::{Entry, Resolution, Want, resolve},
 };
@@ -32,7 +32,7 @@ struct Document<'a> {
     selected: Option<&'a Digest>,
     selected_leaf: Option<&'a Digest>,
     wanted: Vec<String>,
-    error: Option<&'a crate::error::Error>,
+    error: Option<&'a Error>,
 }
 
 pub(crate) async fn run(context: &Context, look: &Look, explain: bool) -> Result<Failures> {
@@ -94,7 +94,7 @@ async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)
     match context.wants(&[], attached.as_ref(), false)?.pop() {
         Some(Asked::One(want)) => Ok((want, attached)),
         // An empty list of platforms means the host; there is no other case.
-        _ => Err(crate::error::Error::new(
+        _ => Err(Error::new(
             crate::kind::Kind::Internal,
             "no platform is wanted",
         )),
@@ -102,17 +102,20 @@ async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)
 }
 
 pub(super) async fn look_up(target: &Target, want: &Want) -> Result<Resolution> {
-    let named = |error: crate::error::Error| {
-        let error = error.reference(target.typed());
-        match target.registry() {
-            Some(registry) => error.registry(registry),
-            None => error,
-        }
-    };
-    let root = target.root().await.map_err(|error| {
-        named(error.during(format_args!("cannot look up `{}`", target.typed())))
-    })?;
+    let named = |error| look_up_failed(target, error);
+    let root = target.root().await.map_err(named)?;
     resolve(root, target.source(), want).await.map_err(named)
+}
+
+/// Names the reference in a failure to read it.
+pub(super) fn look_up_failed(target: &Target, error: Error) -> Error {
+    let error = error
+        .during(format_args!("cannot look up `{}`", target.typed()))
+        .reference(target.typed());
+    match target.registry() {
+        Some(registry) => error.registry(registry),
+        None => error,
+    }
 }
 
 fn text(
