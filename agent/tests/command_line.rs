@@ -1,8 +1,9 @@
 //! The binary on layouts, without containerd and without a network: what scripts rely on.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::process::ExitStatusExt,
+    os::unix::{ffi::OsStrExt, process::ExitStatusExt},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -150,4 +151,107 @@ fn what_cannot_be_read_is_not_called_a_missing_platform() {
     let output = run(&["check", &reference, "--platform", "all", "-o", "json"]);
     assert_eq!(document(&output)[0]["error"]["kind"], "not_found");
     assert_eq!(code(&output), 21);
+}
+
+#[test]
+fn wrong_usage_is_json_where_json_was_asked_for() {
+    for args in [
+        &["-o", "json", "pull"][..],
+        &["inspect", "--no-such-flag", "--output=json"],
+        &["no-such-verb", "-ojson"],
+        &[
+            "check",
+            "a.example/b:1",
+            "--platform",
+            "linux/",
+            "-o",
+            "json",
+        ],
+    ] {
+        let output = run(args);
+        assert_eq!(code(&output), 2, "{args:?}");
+        let error = &document(&output)["error"];
+        assert_eq!(error["kind"], "usage", "{args:?}: {error}");
+        assert!(!output.stderr.is_empty());
+    }
+    let output = run(&["pull"]);
+    assert_eq!(code(&output), 2);
+    assert!(output.stdout.is_empty(), "text goes to stderr");
+    assert_eq!(code(&run(&["--help"])), 0);
+    assert_eq!(code(&run(&[])), 2);
+    let output = command(&["inspect"])
+        .arg(OsStr::from_bytes(b"\xff\x1b[2J"))
+        .output()
+        .expect("it runs");
+    assert_eq!(code(&output), 2);
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure_and_a_closed_pipe_is_not() {
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("a full device");
+    let status = command(&["version"])
+        .stdout(full)
+        .stderr(Stdio::null())
+        .status()
+        .expect("it runs");
+    assert_eq!(status.code(), Some(30));
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let status = command(&["man"])
+        .stdout(writer.try_clone().expect("a copy"))
+        .stderr(writer)
+        .status()
+        .expect("it runs");
+    assert_eq!(status.code(), Some(0));
+}
+
+/// Text from an index: nothing in it may act on a terminal or make a line of its own.
+#[test]
+fn a_hostile_index_cannot_write_to_the_terminal() {
+    const EVIL: &str = "x\u{1b}]0;t\u{7}\u{1b}[2J\u{9b}1m\r\nselected sha256:0\u{202e}";
+    let dir = temporary();
+    let index = |manifest: Value| {
+        let entry = |os: &str, variant: &str, media_type: &str| {
+            json!({"mediaType": media_type, "digest": manifest["digest"], "size": manifest["size"],
+                "artifactType": EVIL, "annotations": {EVIL: EVIL},
+                "platform": {"os": os, "architecture": "arm", "variant": variant,
+                    "os.version": EVIL, "os.features": [EVIL]}})
+        };
+        json!({"schemaVersion": 2, "annotations": {EVIL: EVIL}, "manifests": [
+            entry(EVIL, EVIL, MANIFEST), entry("linux", EVIL, MANIFEST),
+            entry("linux", "v7", EVIL), entry("linux", "v6", MANIFEST)]})
+    };
+    layout(dir.path(), &s390x(), Some(&index));
+    let reference = format!("oci:{}", dir.path().display());
+    for args in [
+        &["inspect", &reference, "--platform", "linux/arm/v7"][..],
+        &["explain", &reference, "--platform", "linux/s390x"],
+        &["explain", &reference, "--platform", "linux/arm/v6"],
+        &["check", &reference, "--platform", "linux/arm/v7"],
+        &["check", &reference, "--platform", "all"],
+        &["check", &reference, "--platform", "all", "-o", "json"],
+        &[
+            "inspect",
+            &reference,
+            "--platform",
+            "linux/s390x",
+            "-o",
+            "json",
+        ],
+    ] {
+        let output = run(args);
+        for bytes in [&output.stdout, &output.stderr] {
+            let text = String::from_utf8(bytes.clone()).expect("UTF-8");
+            for line in text.lines() {
+                assert!(
+                    !line.chars().any(|c| c.is_control() || c == '\u{202e}'),
+                    "{args:?}: {line:?}"
+                );
+                assert!(!line.starts_with("selected sha256:0"), "{args:?}: {text}");
+            }
+        }
+    }
 }

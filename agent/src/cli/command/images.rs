@@ -114,7 +114,9 @@ pub(crate) async fn remove(
     } else {
         for row in &rows {
             for name in &row.removed {
-                context.printer.text(&format!("removed {name}\n"));
+                context
+                    .printer
+                    .text(&format!("removed {}\n", output::plain(name)));
             }
             if let Some(error) = &row.error {
                 output::print_error(error);

@@ -138,7 +138,7 @@ fn text(
         out,
         "{} {}",
         p.bold("type      "),
-        resolution.root.descriptor.media_type
+        output::plain(resolution.root.descriptor.media_type.as_str())
     );
     if explain {
         match (&want.host, want.asked.as_str()) {
@@ -190,27 +190,36 @@ fn text(
                 .map_or("no platform".to_owned(), ToString::to_string);
             let _ = writeln!(
                 out,
-                "{} {} ({platform})",
+                "{} {} ({})",
                 p.green("selected"),
-                choice.leaf.descriptor.digest
+                choice.leaf.descriptor.digest,
+                output::plain(&platform)
             );
         }
         Err(error) => {
             match &resolution.selected {
                 Some(entry) => {
                     let _ = writeln!(out, "{} {entry}", p.green("selected"));
-                    let _ = writeln!(out, "but it cannot be used: {}", error.message());
+                    let _ = writeln!(
+                        out,
+                        "but it cannot be used: {}",
+                        output::plain(error.message())
+                    );
                 }
                 None => {
-                    let _ = writeln!(out, "nothing is selected: {}", error.message());
+                    let _ = writeln!(
+                        out,
+                        "nothing is selected: {}",
+                        output::plain(error.message())
+                    );
                 }
             }
             if explain {
                 for cause in error.causes() {
-                    let _ = writeln!(out, "  {cause}");
+                    let _ = writeln!(out, "  {}", output::plain(cause));
                 }
                 if let Some(hint) = error.hint_text() {
-                    let _ = writeln!(out, "hint: {hint}");
+                    let _ = writeln!(out, "hint: {}", output::plain(hint));
                 }
             }
         }

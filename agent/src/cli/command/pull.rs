@@ -555,10 +555,10 @@ fn line(context: &Context, row: &Row) -> String {
         .as_ref()
         .map_or(String::new(), ToString::to_string);
     let platform = row.selected_platform.as_deref().unwrap_or("no platform");
+    let (platform, reference) = (output::plain(platform), output::plain(&row.reference));
     let mut line = format!(
-        "{} {} {platform} ({}) {digest}",
+        "{} {reference} {platform} ({}) {digest}",
         context.printer.green(row.status),
-        row.reference,
         row.verdict.word(),
     );
     if row.status == "pulled" {
@@ -572,7 +572,7 @@ fn line(context: &Context, row: &Row) -> String {
     }
     line.push('\n');
     for file in &row.files {
-        line.push_str(&format!("  {file}\n"));
+        line.push_str(&format!("  {}\n", output::plain(file)));
     }
     line
 }
