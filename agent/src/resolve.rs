@@ -526,22 +526,40 @@ fn unread(root: Document, manifest: &Manifest, error: Error) -> Resolution {
     }
 }
 
-/// Every image entry of an index (`--platform all`), each as the platform to ask for;
-/// empty for a single manifest, which is asked for as it is.
-pub fn all_platforms(root: &Document) -> Vec<Platform> {
-    let DocumentKind::Index(index) = &root.kind else {
-        return Vec::new();
-    };
+/// `--platform all`: every image entry of an index, each as the platform to ask for;
+/// of a single manifest the platform that its config names.
+pub async fn all_platforms(root: &Document, source: &dyn Source) -> Result<Vec<Platform>> {
     let mut platforms: Vec<Platform> = Vec::new();
-    for offer in offers(index) {
-        if matches!(offer.kind, OfferKind::Image | OfferKind::Index)
-            && let Some(platform) = offer.platform()
-            && !platforms.contains(&platform)
-        {
-            platforms.push(platform);
+    match &root.kind {
+        DocumentKind::Index(index) => {
+            for offer in offers(index) {
+                if matches!(offer.kind, OfferKind::Image | OfferKind::Index)
+                    && let Some(platform) = offer.platform()
+                    && !platforms.contains(&platform)
+                {
+                    platforms.push(platform);
+                }
+            }
         }
+        DocumentKind::Manifest(manifest) if config_has_platform(manifest) => {
+            let config = read_config(root, manifest, source).await?;
+            platforms.extend(
+                config_platform(manifest, &config).and_then(|label| Platform::from_label(&label)),
+            );
+        }
+        DocumentKind::Manifest(_) => {}
     }
-    platforms
+    if platforms.is_empty() {
+        return Err(Error::new(
+            Kind::PlatformMissing,
+            format_args!(
+                "{} has no image with a platform in it",
+                root.descriptor.digest.short()
+            ),
+        )
+        .hint("`edgepull inspect` shows what it is"));
+    }
+    Ok(platforms)
 }
 
 #[cfg(test)]

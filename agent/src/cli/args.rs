@@ -212,6 +212,17 @@ pub(crate) enum Verb {
     Version,
 }
 
+impl Verb {
+    /// How the verb shows its progress, if it does.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        match self {
+            Self::Pull(pull) => Some(pull.progress),
+            Self::Export { progress, .. } | Self::Import { progress, .. } => Some(*progress),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Look {
     /// Registry reference, `oci:DIR[:TAG|@DIGEST]` or `oci-archive:FILE`

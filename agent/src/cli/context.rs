@@ -19,7 +19,7 @@ use crate::{
     layout::{LayoutRef, Local},
     oci::{Document, Reference},
     registry::{Client, Credentials, Environment, Repo, Settings},
-    resolve::Want,
+    resolve::{Want, all_platforms},
     source::Source,
 };
 
@@ -298,8 +298,35 @@ pub(crate) enum Asked {
     All,
 }
 
+impl Asked {
+    /// As it was typed.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::One(want) => &want.asked,
+            Self::All => "all",
+        }
+    }
+}
+
+/// What one `--platform` means for `root`: itself, or with `all` each platform in it.
+pub(crate) async fn wants_of(
+    asked: &Asked,
+    root: &Document,
+    source: &dyn Source,
+    host: Option<&Host>,
+) -> Result<Vec<Want>> {
+    Ok(match asked {
+        Asked::One(want) => vec![want.as_ref().clone()],
+        Asked::All => all_platforms(root, source)
+            .await?
+            .iter()
+            .map(|platform| exact(platform, host))
+            .collect(),
+    })
+}
+
 /// The exact want for one entry of an index.
-pub(crate) fn exact(platform: &Platform, host: Option<&Host>) -> Want {
+fn exact(platform: &Platform, host: Option<&Host>) -> Want {
     Want {
         wanted: Wanted::exact(platform.clone()),
         host: host.cloned(),
@@ -324,17 +351,50 @@ fn compares_os_features(engine: &Engine) -> bool {
         .is_none_or(|version| version >= (2, 3))
 }
 
-/// Where locks and small state live: the machine's directory, else the user's.
+/// Where locks and small state live: the machine's directory, else the user's. Whoever
+/// writes there looks first whether it is private.
 pub(crate) fn state_dir() -> PathBuf {
-    // systemd gives a unit its own (RuntimeDirectory=).
-    if let Some(given) = std::env::var_os("RUNTIME_DIRECTORY").filter(|value| !value.is_empty()) {
-        return PathBuf::from(given);
+    use std::os::unix::fs::DirBuilderExt;
+
+    // systemd gives a unit its own (RuntimeDirectory=); of several the first counts.
+    let given = std::env::var_os("RUNTIME_DIRECTORY");
+    if let Some(first) = given.as_deref().and_then(first_of) {
+        return first;
     }
     let system = Path::new("/run/edgepull");
-    if std::fs::create_dir_all(system).is_ok() {
+    // Whatever the umask: others find the socket in it, and write nothing.
+    if std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(system)
+        .is_ok()
+    {
         return system.to_path_buf();
     }
     std::env::var_os("XDG_RUNTIME_DIR")
         .map_or_else(std::env::temp_dir, PathBuf::from)
         .join("edgepull")
+}
+
+/// The first of a colon-separated list of absolute paths.
+fn first_of(list: &std::ffi::OsStr) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+
+    let first = list.as_bytes().split(|byte| *byte == b':').next()?;
+    let first = Path::new(std::ffi::OsStr::from_bytes(first));
+    first.is_absolute().then(|| first.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_runtime_directory_counts() {
+        let first = |text: &str| first_of(text.as_ref());
+        assert_eq!(first("/run/a:/run/b"), Some("/run/a".into()));
+        assert_eq!(first("/run/a"), Some("/run/a".into()));
+        assert_eq!(first(""), None);
+        assert_eq!(first("relative"), None);
+    }
 }

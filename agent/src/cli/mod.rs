@@ -29,6 +29,10 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // `--help` and `--version` end here as well, with success.
+            if error.use_stderr() && wants_json(std::env::args_os()) {
+                Printer::new(args::Output::Json)
+                    .document(&serde_json::json!({ "error": usage(&error) }));
+            }
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() {
                 Kind::Usage.exit_code()
@@ -37,6 +41,9 @@ pub fn main() -> ExitCode {
             });
         }
     };
+    if cli.verb.progress() == Some(args::Progress::Json) {
+        output::stderr_is_json();
+    }
     log_to_stderr(cli.global.quiet, cli.global.verbose);
     let printer = Printer::new(cli.global.output);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -52,7 +59,14 @@ pub fn main() -> ExitCode {
         Err(error) => Err(Error::new(Kind::Internal, "cannot start the runtime").caused_by(&error)),
     };
     match ended {
-        Ok(failures) => ExitCode::from(Kind::worst(failures).map_or(0, Kind::exit_code)),
+        Ok(mut failures) => {
+            // A result that nobody can read is none, whatever was done.
+            if let Some(error) = output::unwritten() {
+                output::print_error(error);
+                failures.push(error.kind());
+            }
+            ExitCode::from(Kind::worst(failures).map_or(0, Kind::exit_code))
+        }
         Err(error) => {
             if printer.json() {
                 printer.document(&serde_json::json!({ "error": error }));
@@ -63,20 +77,54 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Whether JSON was asked for on a command line that does not parse.
+fn wants_json(args: impl Iterator<Item = std::ffi::OsString>) -> bool {
+    let mut asked = false;
+    let mut value_follows = false;
+    for arg in args.skip(1).take_while(|arg| arg != "--") {
+        let text = arg.to_string_lossy();
+        if value_follows {
+            asked = text == "json";
+        }
+        value_follows = text == "-o" || text == "--output";
+        if let Some(value) = text
+            .strip_prefix("--output=")
+            .or_else(|| text.strip_prefix("-o="))
+            .or_else(|| text.strip_prefix("-o").filter(|value| !value.is_empty()))
+        {
+            asked = value == "json";
+        }
+    }
+    asked
+}
+
+/// A command line that does not parse, as one failure among others.
+fn usage(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let line = text.lines().next().unwrap_or_default();
+    Error::new(Kind::Usage, line.strip_prefix("error: ").unwrap_or(line))
+        .hint("`edgepull --help` has the verbs and their options")
+}
+
 /// The verb, or `cancelled` when a signal comes first.
 async fn until_stopped(cli: Cli, printer: Printer) -> Result<Failures> {
     use tokio::signal::unix::{SignalKind, signal};
 
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| {
-        Error::new(Kind::Internal, "cannot listen for signals").caused_by(&error)
-    })?;
+    // Both before any work: until then a signal would end the process without a word.
+    let listen = |kind| {
+        signal(kind).map_err(|error| {
+            Error::new(Kind::Internal, "cannot listen for signals").caused_by(&error)
+        })
+    };
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
     let stopped = |name: &str| {
         Error::new(Kind::Cancelled, format_args!("stopped by {name}"))
             .hint("what was fetched so far is kept; run the same command again to go on")
     };
     tokio::select! {
         ended = run(cli, printer) => ended,
-        _ = tokio::signal::ctrl_c() => Err(stopped("SIGINT")),
+        _ = interrupt.recv() => Err(stopped("SIGINT")),
         _ = terminate.recv() => Err(stopped("SIGTERM")),
     }
 }
@@ -203,9 +251,11 @@ fn log_to_stderr(quiet: bool, verbose: u8) {
         .or_else(|| default.parse().ok())
         .unwrap_or_default();
     let layer = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(output::LogWriter::default)
+        // It would panic where stderr is closed.
+        .log_internal_errors(false)
         .with_target(verbose > 1)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+        .with_ansi(output::colour_on_stderr());
     // A second initialisation (tests in one process) is harmless.
     let _ = tracing_subscriber::registry()
         .with(filter)

@@ -30,9 +30,7 @@ struct JsonLines;
 
 impl Observer for JsonLines {
     fn observe(&self, event: &Event) {
-        if let Ok(line) = serde_json::to_string(event) {
-            output::warn(&line);
-        }
+        output::json_line(event);
     }
 }
 
@@ -170,9 +168,8 @@ impl Observer for Bars {
                 platform,
                 ..
             } => {
-                let _ = self
-                    .all
-                    .println(format!("{reference}: {platform} is {}", manifest.short()));
+                let line = format!("{reference}: {platform} is {}", manifest.short());
+                let _ = self.all.println(output::plain(&line));
             }
             Event::Planned {
                 bytes_to_fetch,
@@ -234,7 +231,8 @@ impl Observer for Bars {
                 }
             }
             Event::Warning { reference, message } => {
-                let _ = self.all.println(format!("warning: {reference}: {message}"));
+                let line = format!("warning: {reference}: {message}");
+                let _ = self.all.println(output::plain(&line));
             }
             Event::Finished { .. } => {
                 for (_, bar) in state.blobs.drain() {

@@ -124,16 +124,17 @@ enum Attempt {
 fn writable(directory: &Path) -> Result<PathBuf> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
-    let usable = builder.create(directory).is_ok()
-        && nix::unistd::access(directory, nix::unistd::AccessFlags::W_OK).is_ok();
-    if usable {
-        return Ok(directory.to_owned());
-    }
     // The owner of a process's own directory is its effective user.
     let own = Path::new("/proc/self");
     let uid = std::fs::metadata(own)
         .map_err(|error| Error::io("look at", own, &error))?
         .uid();
+    let usable = builder.create(directory).is_ok()
+        && is_private(directory, uid)
+        && nix::unistd::access(directory, nix::unistd::AccessFlags::W_OK).is_ok();
+    if usable {
+        return Ok(directory.to_owned());
+    }
     let fallback = std::env::temp_dir().join(format!("edgepull-locks-{uid}"));
     let made = DirBuilder::new().mode(0o700).create(&fallback);
     if let Err(error) = made
@@ -141,11 +142,7 @@ fn writable(directory: &Path) -> Result<PathBuf> {
     {
         return Err(Error::io("make the lock directory", &fallback, &error));
     }
-    // The temporary directory is everybody's: only a directory that is ours and that
-    // nobody else can write to will do.
-    let found = std::fs::symlink_metadata(&fallback)
-        .map_err(|error| Error::io("look at", &fallback, &error))?;
-    if !found.is_dir() || found.uid() != uid || found.mode() & 0o022 != 0 {
+    if !is_private(&fallback, uid) {
         return Err(Error::new(
             Kind::Config,
             format_args!(
@@ -156,6 +153,13 @@ fn writable(directory: &Path) -> Result<PathBuf> {
         .hint("remove it, or give a state directory that can be written"));
     }
     Ok(fallback)
+}
+
+/// Temporary directories are everybody's: only a directory (and no link to one) that is
+/// ours and that nobody else can write to will do.
+fn is_private(directory: &Path, uid: u32) -> bool {
+    std::fs::symlink_metadata(directory)
+        .is_ok_and(|found| found.is_dir() && found.uid() == uid && found.mode() & 0o022 == 0)
 }
 
 #[cfg(test)]
@@ -182,6 +186,32 @@ mod tests {
             .expect("free");
         drop(third);
         assert_eq!(std::fs::read_dir(&path).expect("made").count(), 0);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_directory_that_others_can_write_to_or_a_link_is_not_used() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = directory.path().join("open");
+        std::fs::create_dir(&open).expect("made");
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).expect("opened");
+        let target = directory.path().join("target");
+        std::fs::create_dir(&target).expect("made");
+        let link = directory.path().join("link");
+        symlink(&target, &link).expect("linked");
+        for planted in [open, link] {
+            let lock = ImageLock::acquire(&planted, "edgepull-test-2", "t", |_| ())
+                .await
+                .expect("elsewhere");
+            assert!(!lock.path().starts_with(directory.path()), "{lock:?}");
+        }
+        let made = directory.path().join("made");
+        let lock = ImageLock::acquire(&made, "x", "t", |_| ())
+            .await
+            .expect("free");
+        let bits = |path: &Path| std::fs::metadata(path).expect("there").mode() & 0o777;
+        assert_eq!((bits(&made), bits(lock.path())), (0o700, 0o600));
     }
 
     #[tokio::test(flavor = "current_thread")]

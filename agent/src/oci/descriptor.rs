@@ -13,7 +13,7 @@ pub struct Descriptor {
     #[serde(rename = "mediaType", alias = "mediatype", default = "unknown")]
     pub media_type: MediaType,
     pub digest: Digest,
-    /// Bytes; at most [`MAX_SIZE`].
+    /// Bytes; at most 1 PiB.
     #[serde(deserialize_with = "size")]
     pub size: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,7 +44,7 @@ pub struct Descriptor {
 
 /// More than any blob has, and little enough that the sizes of all blobs that one
 /// document may list can be added up.
-pub(super) const MAX_SIZE: u64 = 1 << 50;
+const MAX_SIZE: u64 = 1 << 50;
 
 fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let size = u64::deserialize(deserializer)?;

@@ -332,10 +332,10 @@ mod tests {
             let found = credentials.lookup(domain, "x").await.expect("readable");
             assert_eq!(user(found).map(|(user, _)| user).as_deref(), expected);
         }
-        let given = Credentials::discover(Some("me:pw:x"), Some(&authfile), &environment);
+        let given = Credentials::discover(Some("me:hunter2:x"), Some(&authfile), &environment);
         let found = given.lookup("a.example", "x").await.expect("readable");
         assert_eq!(user(found), Some(("me".to_owned(), "--creds".to_owned())));
-        assert!(!format!("{given:?}").contains("pw"));
+        assert!(!format!("{given:?}").contains("hunter2"));
     }
 
     #[tokio::test]

@@ -377,3 +377,32 @@ async fn a_single_manifest_without_its_config_is_no_choice() {
     assert_eq!(found.selected, None);
     assert_eq!(found.entries.len(), 1);
 }
+
+#[tokio::test]
+async fn all_platforms_of_a_single_manifest_are_its_own() {
+    let mut shelf = Shelf::default();
+    let (manifest, config) = shelf.image(&arm());
+    let names = |platforms: Vec<Platform>| -> Vec<String> {
+        platforms.iter().map(ToString::to_string).collect()
+    };
+    let all = all_platforms(&shelf.root(&manifest), &shelf).await;
+    assert_eq!(names(all.expect("one")), ["linux/arm/v7"]);
+    let entry = shelf.entry(&manifest, MediaType::OCI_MANIFEST, Some(&arm()));
+    let root = shelf.index(&[entry.clone(), entry]);
+    let all = all_platforms(&shelf.root(&root), &shelf).await;
+    assert_eq!(names(all.expect("one")), ["linux/arm/v7"]);
+    let empty = shelf.index(&[]);
+    let error = all_platforms(&shelf.root(&empty), &shelf)
+        .await
+        .expect_err("nothing in it");
+    assert_eq!(error.kind(), Kind::PlatformMissing);
+    shelf.held.remove(&config);
+    let error = all_platforms(&shelf.root(&manifest), &shelf)
+        .await
+        .expect_err("unread");
+    assert_eq!(
+        error.kind(),
+        Kind::NotFound,
+        "not taken for a missing platform"
+    );
+}

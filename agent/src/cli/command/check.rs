@@ -5,16 +5,16 @@ use serde::Serialize;
 use super::{
     super::{
         Failures,
-        context::{Asked, Context, Target, exact},
+        context::{Asked, Context, Target, wants_of},
         output,
     },
-    inspect::look_up,
+    inspect::{look_up, look_up_failed},
 };
 use crate::{
     error::{Error, Result},
     kind::Kind,
     oci::Digest,
-    resolve::{Want, all_platforms},
+    resolve::Want,
 };
 
 #[derive(Serialize)]
@@ -52,17 +52,17 @@ pub(crate) async fn run(
     for (typed, target) in references.iter().zip(targets) {
         for one in &asked {
             let wants = match (&target, one) {
-                (_, Asked::One(want)) => vec![want.as_ref().clone()],
-                (Ok(target), Asked::All) => every(context, target).await,
-                (Err(_), Asked::All) => Vec::new(),
+                (_, Asked::One(want)) => Ok(vec![want.as_ref().clone()]),
+                (Ok(target), Asked::All) => every(context, target, one).await,
+                (Err(error), Asked::All) => Err(error.clone()),
             };
-            if wants.is_empty() {
-                let error = match &target {
-                    Err(error) => error.clone(),
-                    Ok(target) => nothing_in(target),
-                };
-                rows.push(row(typed, "all", Err(error)));
-            }
+            let wants = match wants {
+                Ok(wants) => wants,
+                Err(error) => {
+                    rows.push(row(typed, "all", Err(error)));
+                    continue;
+                }
+            };
             for want in wants {
                 let found = match &target {
                     Ok(target) => check(target, &want).await,
@@ -99,23 +99,12 @@ async fn open(context: &Context, typed: &str) -> Result<Result<Target>> {
     }
 }
 
-async fn every(context: &Context, target: &Target) -> Vec<Want> {
-    match target.root().await {
-        Ok(root) => all_platforms(&root)
-            .iter()
-            .map(|p| exact(p, context.host().ok()))
-            .collect(),
-        Err(_) => Vec::new(),
-    }
-}
-
-fn nothing_in(target: &Target) -> Error {
-    Error::new(
-        Kind::PlatformMissing,
-        format_args!("`{}` is no index with image entries", target.typed()),
-    )
-    .reference(target.typed())
-    .hint("`edgepull inspect` shows what it is")
+async fn every(context: &Context, target: &Target, asked: &Asked) -> Result<Vec<Want>> {
+    let named = |error| look_up_failed(target, error);
+    let root = target.root().await.map_err(named)?;
+    wants_of(asked, &root, target.source(), context.host().ok())
+        .await
+        .map_err(named)
 }
 
 async fn check(target: &Target, want: &Want) -> Result<(Digest, Option<String>)> {

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::super::{
     Failures,
     context::{Attached, Context},
+    output,
 };
 use crate::{
     error::{Error, Result},
@@ -110,7 +111,12 @@ fn text(context: &Context, host: &Host, selects: &Selects, attached: Option<&Att
     let p = &context.printer;
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(out, "{} {value}", p.bold(&format!("{name:<12}")));
+        let _ = writeln!(
+            out,
+            "{} {}",
+            p.bold(&format!("{name:<12}")),
+            value.replace(['\n', '\r'], " ")
+        );
     };
     let variant = if host.variant.is_empty() {
         String::new()
@@ -177,12 +183,12 @@ fn text(context: &Context, host: &Host, selects: &Selects, attached: Option<&Att
             out,
             "  {} = {} {}",
             evidence.fact,
-            evidence.value,
+            output::plain(&evidence.value),
             p.dim(&format!("({})", evidence.source))
         );
     }
     for warning in &host.warnings {
-        let _ = writeln!(out, "warning: {warning}");
+        let _ = writeln!(out, "warning: {}", output::plain(warning));
     }
     out
 }

@@ -6,7 +6,7 @@ use super::{
     super::{
         Failures,
         args::Progress,
-        context::{Asked, Attached, Context, Target, exact, state_dir},
+        context::{Attached, Context, Target, state_dir, wants_of},
         progress,
     },
     pull::is_artifact,
@@ -21,7 +21,7 @@ use crate::{
     oci::{Document, Reference},
     pull::{self, Choice, Status},
     registry::Repo,
-    resolve::{all_platforms, resolve},
+    resolve::resolve,
     source::{Nearest, Source},
 };
 
@@ -77,9 +77,6 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
     let asked = context.wants(&call.platforms, attached.as_ref(), false)?;
     let events = progress::observer(call.progress, context.global.quiet);
     let started = Instant::now();
-    let requests = context
-        .client()
-        .map_or(0, crate::registry::Client::requests);
     let mut rows = Vec::new();
     let mut picked = Vec::new();
     for typed in &call.references {
@@ -90,20 +87,26 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
                 return Err(error);
             }
             Err(error) => {
-                let mut row = Row::new("edgepull.export/1", typed, "host");
-                row.error = Some(error.reference(typed));
-                rows.push(row);
+                for one in &asked {
+                    let error = export_failed(error.clone(), typed);
+                    rows.push(failed("edgepull.export/1", typed, one.text(), error));
+                }
                 continue;
             }
         };
         let mut choices = Vec::new();
         for one in &asked {
-            let wants = match one {
-                Asked::One(want) => vec![want.as_ref().clone()],
-                Asked::All => all_platforms(&root)
-                    .iter()
-                    .map(|p| exact(p, context.host().ok()))
-                    .collect(),
+            let wants = match wants_of(one, &root, &from.source(), context.host().ok()).await {
+                Ok(wants) => wants,
+                Err(error) => {
+                    rows.push(failed(
+                        "edgepull.export/1",
+                        typed,
+                        "all",
+                        export_failed(error, typed),
+                    ));
+                    continue;
+                }
             };
             for want in wants {
                 let mut row = Row::new("edgepull.export/1", typed, &want.asked);
@@ -122,12 +125,7 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
                         choices.push(choice);
                     }
                     Err(error) => {
-                        row.error = Some(
-                            error
-                                .during(format_args!("cannot export `{typed}`"))
-                                .reference(typed)
-                                .platform(&want.asked),
-                        );
+                        row.error = Some(export_failed(error, typed).platform(&want.asked));
                     }
                 }
                 rows.push(row);
@@ -171,10 +169,6 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
             );
         }
     }
-    if let (Some(row), Ok(client)) = (rows.first_mut(), context.client()) {
-        // One archive: its requests, like its bytes, are told once.
-        row.requests = client.requests() - requests;
-    }
     for row in &mut rows {
         row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     }
@@ -183,6 +177,25 @@ pub(crate) async fn run(context: &Context, call: &Export) -> Result<Failures> {
         .iter()
         .filter_map(|row| row.error.as_ref().map(Error::kind))
         .collect())
+}
+
+/// The row of what failed before its platforms were known.
+fn failed(schema: &'static str, reference: &str, platform: &str, error: Error) -> Row {
+    let mut row = Row::new(schema, reference, platform);
+    row.error = Some(error.platform(platform));
+    row
+}
+
+fn export_failed(error: Error, typed: &str) -> Error {
+    error
+        .during(format_args!("cannot export `{typed}`"))
+        .reference(typed)
+}
+
+fn import_failed(error: Error, name: &str) -> Error {
+    error
+        .during(format_args!("cannot import `{name}`"))
+        .reference(name)
 }
 
 async fn open(
@@ -286,12 +299,13 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
         let root = archive.document(&descriptor).await?;
         let name = reference.record_name();
         for one in &asked {
-            let wants = match one {
-                Asked::One(want) => vec![want.as_ref().clone()],
-                Asked::All => all_platforms(&root)
-                    .iter()
-                    .map(|p| exact(p, context.host().ok()))
-                    .collect(),
+            let wants = match wants_of(one, &root, &archive, context.host().ok()).await {
+                Ok(wants) => wants,
+                Err(error) => {
+                    let error = import_failed(error, &name);
+                    rows.push(failed("edgepull.import/1", &name, "all", error));
+                    continue;
+                }
             };
             for want in wants {
                 let started = Instant::now();
@@ -320,12 +334,7 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
                     ok: ended.is_ok(),
                 });
                 if let Err(error) = ended {
-                    row.error = Some(
-                        error
-                            .during(format_args!("cannot import `{name}`"))
-                            .reference(&name)
-                            .platform(&want.asked),
-                    );
+                    row.error = Some(import_failed(error, &name).platform(&want.asked));
                 }
                 row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 rows.push(row);

@@ -12,7 +12,7 @@ use super::super::{
     output,
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     oci::{Digest, MediaType},
     resolve::{Entry, Resolution, Want, resolve},
 };
@@ -32,7 +32,7 @@ struct Document<'a> {
     selected: Option<&'a Digest>,
     selected_leaf: Option<&'a Digest>,
     wanted: Vec<String>,
-    error: Option<&'a crate::error::Error>,
+    error: Option<&'a Error>,
 }
 
 pub(crate) async fn run(context: &Context, look: &Look, explain: bool) -> Result<Failures> {
@@ -94,7 +94,7 @@ async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)
     match context.wants(&[], attached.as_ref(), false)?.pop() {
         Some(Asked::One(want)) => Ok((*want, attached)),
         // An empty list of platforms means the host; there is no other case.
-        _ => Err(crate::error::Error::new(
+        _ => Err(Error::new(
             crate::kind::Kind::Internal,
             "no platform is wanted",
         )),
@@ -102,17 +102,20 @@ async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)
 }
 
 pub(super) async fn look_up(target: &Target, want: &Want) -> Result<Resolution> {
-    let named = |error: crate::error::Error| {
-        let error = error.reference(target.typed());
-        match target.registry() {
-            Some(registry) => error.registry(registry),
-            None => error,
-        }
-    };
-    let root = target.root().await.map_err(|error| {
-        named(error.during(format_args!("cannot look up `{}`", target.typed())))
-    })?;
+    let named = |error| look_up_failed(target, error);
+    let root = target.root().await.map_err(named)?;
     resolve(root, target.source(), want).await.map_err(named)
+}
+
+/// Names the reference in a failure to read it.
+pub(super) fn look_up_failed(target: &Target, error: Error) -> Error {
+    let error = error
+        .during(format_args!("cannot look up `{}`", target.typed()))
+        .reference(target.typed());
+    match target.registry() {
+        Some(registry) => error.registry(registry),
+        None => error,
+    }
 }
 
 fn text(
@@ -135,7 +138,7 @@ fn text(
         out,
         "{} {}",
         p.bold("type      "),
-        resolution.root.descriptor.media_type
+        output::plain(resolution.root.descriptor.media_type.as_str())
     );
     if explain {
         match (&want.host, want.asked.as_str()) {
@@ -187,27 +190,36 @@ fn text(
                 .map_or("no platform".to_owned(), ToString::to_string);
             let _ = writeln!(
                 out,
-                "{} {} ({platform})",
+                "{} {} ({})",
                 p.green("selected"),
-                choice.leaf.descriptor.digest
+                choice.leaf.descriptor.digest,
+                output::plain(&platform)
             );
         }
         Err(error) => {
             match &resolution.selected {
                 Some(entry) => {
                     let _ = writeln!(out, "{} {entry}", p.green("selected"));
-                    let _ = writeln!(out, "but it cannot be used: {}", error.message());
+                    let _ = writeln!(
+                        out,
+                        "but it cannot be used: {}",
+                        output::plain(error.message())
+                    );
                 }
                 None => {
-                    let _ = writeln!(out, "nothing is selected: {}", error.message());
+                    let _ = writeln!(
+                        out,
+                        "nothing is selected: {}",
+                        output::plain(error.message())
+                    );
                 }
             }
             if explain {
                 for cause in error.causes() {
-                    let _ = writeln!(out, "  {cause}");
+                    let _ = writeln!(out, "  {}", output::plain(cause));
                 }
                 if let Some(hint) = error.hint_text() {
-                    let _ = writeln!(out, "hint: {hint}");
+                    let _ = writeln!(out, "hint: {}", output::plain(hint));
                 }
             }
         }

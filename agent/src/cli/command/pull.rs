@@ -3,12 +3,10 @@
 
 use std::{path::Path, time::Instant};
 
-use edgepull_platform::Platform;
-
 use super::{
     super::{
         Failures, args,
-        context::{Asked, Attached, Context, exact, state_dir},
+        context::{Asked, Attached, Context, state_dir, wants_of},
         progress,
     },
     row::{Bytes, Row, print},
@@ -21,7 +19,7 @@ use crate::{
     layout::{self, Layout, LayoutKind, LayoutRef},
     oci::{Digest, Document, Reference},
     pull::{self, Choice, Status},
-    resolve::{Want, all_platforms, resolve},
+    resolve::{Want, resolve},
     source::{Nearest, Source},
 };
 
@@ -101,7 +99,7 @@ impl Job<'_> {
         let mut rows = Vec::new();
         let wants = match asked {
             Asked::One(want) => vec![want.as_ref().clone()],
-            Asked::All => match self.every().await {
+            Asked::All => match self.every(asked).await {
                 Ok(wants) => wants,
                 Err(error) => {
                     let mut row = Row::new("edgepull.pull/1", self.reference.typed(), "all");
@@ -117,35 +115,10 @@ impl Job<'_> {
     }
 
     /// `--platform all`: each image entry as a want of its own.
-    async fn every(&self) -> Result<Vec<Want>> {
+    async fn every(&self, asked: &Asked) -> Result<Vec<Want>> {
         let repo = self.context.client()?.repository(self.reference);
         let root = repo.get().await?;
-        let host = self.context.host().ok();
-        let mut wants: Vec<Want> = all_platforms(&root)
-            .iter()
-            .map(|p| exact(p, host))
-            .collect();
-        if wants.is_empty() {
-            // A single image is all of itself: take the platform that its config names.
-            let nothing = exact(
-                &Platform::from_label(&edgepull_platform::Label::default())
-                    .map_or_else(|| super::super::context::parse_platform("linux/amd64"), Ok)?,
-                host,
-            );
-            let resolution = resolve(root, &repo, &nothing).await?;
-            let label = resolution
-                .entries
-                .first()
-                .and_then(|entry| entry.platform.clone());
-            let label = label.ok_or_else(|| {
-                Error::new(
-                    Kind::PlatformMissing,
-                    "there is no image with a platform in it",
-                )
-            })?;
-            wants.push(exact(&super::super::context::parse_platform(&label)?, host));
-        }
-        Ok(wants)
+        wants_of(asked, &root, &repo, self.context.host().ok()).await
     }
 
     async fn one(&self, want: &Want) -> Row {

@@ -109,10 +109,10 @@ fn line(context: &Context, row: &Row) -> String {
         .as_ref()
         .map_or(String::new(), ToString::to_string);
     let platform = row.selected_platform.as_deref().unwrap_or("no platform");
+    let (platform, reference) = (output::plain(platform), output::plain(&row.reference));
     let mut line = format!(
-        "{} {} {platform} ({}) {digest}",
+        "{} {reference} {platform} ({}) {digest}",
         context.printer.green(row.status),
-        row.reference,
         row.verdict.word(),
     );
     if row.status == "pulled" {
@@ -127,7 +127,7 @@ fn line(context: &Context, row: &Row) -> String {
     }
     line.push('\n');
     for file in &row.files {
-        let _ = writeln!(line, "  {file}");
+        let _ = writeln!(line, "  {}", output::plain(file));
     }
     line
 }
