@@ -96,6 +96,7 @@ fn choose_with(
 ) -> Result<Profile> {
     let known = match &overrides.address {
         Some(address) => {
+            let address = socket(address);
             let matching = KNOWN
                 .iter()
                 .find(|known| Path::new(known.address) == address);
@@ -130,6 +131,14 @@ fn choose_with(
         },
         None => known,
     })
+}
+
+/// Other tools write `unix:///run/…` into CONTAINERD_ADDRESS.
+fn socket(address: &Path) -> &Path {
+    address
+        .to_str()
+        .and_then(|text| text.strip_prefix("unix://"))
+        .map_or(address, Path::new)
 }
 
 fn profile(known: &Known, address: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Profile {
@@ -192,6 +201,20 @@ mod tests {
                 .expect("stock")
                 .namespace,
             "k8s.io"
+        );
+    }
+
+    #[test]
+    fn an_address_may_be_a_url() {
+        let overrides = Overrides {
+            address: Some("unix:///run/k3s/containerd/containerd.sock".into()),
+            namespace: None,
+        };
+        let profile = choose_with(&overrides, |_| true, |_| false).expect("given");
+        assert_eq!(profile.name, "k3s/rke2");
+        assert_eq!(
+            profile.address,
+            Path::new("/run/k3s/containerd/containerd.sock")
         );
     }
 
