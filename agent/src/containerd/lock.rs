@@ -210,8 +210,8 @@ mod tests {
         let lock = ImageLock::acquire(&made, "x", "t", |_| ())
             .await
             .expect("free");
-        let mode = |path: &Path| std::fs::metadata(path).expect("there").mode() & 0o777;
-        assert_eq!((mode(&made), mode(lock.path())), (0o700, 0o600));
+        let bits = |path: &Path| std::fs::metadata(path).expect("there").mode() & 0o777;
+        assert_eq!((bits(&made), bits(lock.path())), (0o700, 0o600));
     }
 
     #[tokio::test(flavor = "current_thread")]
