@@ -136,19 +136,16 @@ fn screen(text: &str, colour: bool) -> String {
         let style = [BOLD, DIM, GREEN, RESET]
             .into_iter()
             .find(|style| colour && rest.starts_with(*style));
-        let taken = match style {
-            Some(style) => {
-                safe.push_str(style);
-                style.len()
+        let taken = if let Some(style) = style {
+            safe.push_str(style);
+            style.len()
+        } else {
+            if c == '\n' || !harmful(c) {
+                safe.push(c);
+            } else {
+                safe.extend(c.escape_default());
             }
-            None => {
-                if c == '\n' || !harmful(c) {
-                    safe.push(c);
-                } else {
-                    safe.extend(c.escape_default());
-                }
-                c.len_utf8()
-            }
+            c.len_utf8()
         };
         rest = rest.get(taken..).unwrap_or_default();
     }
