@@ -95,6 +95,7 @@ fn choose_with(
     exists: impl Fn(&Path) -> bool,
 ) -> Result<Profile> {
     let known = if let Some(address) = &overrides.address {
+        let address = socket(address);
         let matching = KNOWN
             .iter()
             .find(|known| Path::new(known.address) == address);
@@ -129,6 +130,14 @@ fn choose_with(
         },
         None => known,
     })
+}
+
+/// Other tools write `unix:///run/…` into `CONTAINERD_ADDRESS`.
+fn socket(address: &Path) -> &Path {
+    address
+        .to_str()
+        .and_then(|text| text.strip_prefix("unix://"))
+        .map_or(address, Path::new)
 }
 
 fn profile(known: &Known, address: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Profile {
@@ -191,6 +200,20 @@ mod tests {
                 .expect("stock")
                 .namespace,
             "k8s.io"
+        );
+    }
+
+    #[test]
+    fn an_address_may_be_a_url() {
+        let overrides = Overrides {
+            address: Some("unix:///run/k3s/containerd/containerd.sock".into()),
+            namespace: None,
+        };
+        let profile = choose_with(&overrides, |_| true, |_| false).expect("given");
+        assert_eq!(profile.name, "k3s/rke2");
+        assert_eq!(
+            profile.address,
+            Path::new("/run/k3s/containerd/containerd.sock")
         );
     }
 

@@ -255,3 +255,84 @@ fn a_hostile_index_cannot_write_to_the_terminal() {
         }
     }
 }
+
+#[test]
+fn variables_that_are_set_to_nothing_are_not_set() {
+    for name in [
+        "CONTAINERD_ADDRESS",
+        "CONTAINERD_NAMESPACE",
+        "CONTAINERD_SNAPSHOTTER",
+        "REGISTRY_AUTH_FILE",
+        "EDGEPULL_LOG",
+        "DOCKER_AUTH_CONFIG",
+    ] {
+        let dir = temporary();
+        layout(dir.path(), &s390x(), None);
+        let reference = format!("oci:{}", dir.path().display());
+        let output = command(&["check", &reference, "--platform", "linux/s390x"])
+            .env(name, "")
+            .output()
+            .expect("it runs");
+        assert_eq!(
+            code(&output),
+            0,
+            "{name}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    // But an empty option is a mistake.
+    assert_eq!(code(&run(&["detect", "--address", ""])), 2);
+}
+
+#[test]
+fn a_local_store_is_not_taken_for_an_image_of_that_name() {
+    for args in [
+        &["pull", "oci:img", "--store", "oci:/nonexistent"][..],
+        &["pull", "oci-archive:a.tar"],
+        &["rm", "oci:img"],
+    ] {
+        let output = run(&[args, &["-o", "json"]].concat());
+        assert_eq!(code(&output), 2, "{args:?}");
+        assert_eq!(document(&output)["error"]["kind"], "invalid_reference");
+    }
+    let output = run(&["inspect", "oci:img", "--platform", "all", "-o", "json"]);
+    assert_eq!(document(&output)["error"]["kind"], "usage");
+}
+
+/// A registry that takes the connection and never answers.
+#[test]
+fn a_signal_ends_a_pull_with_130_and_leaves_nothing_half_done() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = silent.local_addr().expect("bound").port();
+    for (signal, name) in [("INT", "SIGINT"), ("TERM", "SIGTERM")] {
+        let dir = temporary();
+        let archive = dir.path().join("a.tar");
+        let store = format!("oci-archive:{}", archive.display());
+        let reference = format!("127.0.0.1:{port}/app:1");
+        let child = command(&["pull", &reference, "--store", &store, "-o", "json"])
+            .args(["--progress", "json", "--platform", "linux/amd64"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let (_held, _) = silent.accept().expect("it asks");
+        let status = Command::new("kill")
+            .args([format!("-{signal}"), child.id().to_string()])
+            .status()
+            .expect("kill");
+        assert!(status.success());
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(code(&output), 130);
+        let error = &document(&output)["error"];
+        assert_eq!(error["kind"], "cancelled");
+        assert_eq!(error["message"], format!("stopped by {name}"));
+        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0);
+        // With `--progress json` every line on stderr is JSON.
+        let lines = String::from_utf8(output.stderr).expect("UTF-8");
+        assert!(lines.lines().count() >= 2, "{lines}");
+        for line in lines.lines() {
+            let event: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+            assert!(event["event"].is_string(), "{line}");
+        }
+    }
+}

@@ -144,6 +144,15 @@ impl Context {
 
     /// Parses a registry reference.
     pub(crate) fn reference(typed: &str) -> Result<Reference> {
+        // It would parse: as the tag of an image of that name on Docker Hub.
+        if LayoutRef::parse(typed).is_some() {
+            return Err(Error::new(
+                Kind::InvalidReference,
+                format_args!("`{typed}` is a local store, and a registry reference is needed here"),
+            )
+            .reference(typed)
+            .hint("`export` reads local stores, and `import` puts an archive into containerd"));
+        }
         Reference::parse(typed).map_err(|error| {
             Error::new(
                 Kind::InvalidReference,

@@ -8,7 +8,7 @@ mod progress;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 
 use self::{
     args::{Cli, Verb},
@@ -25,7 +25,7 @@ pub(crate) type Failures = Vec<Kind>;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {
             // `--help` and `--version` end here as well, with success.
@@ -75,6 +75,24 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+/// The command line. A variable that is set to nothing is as good as not set.
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let empty: Vec<clap::Id> = command
+        .get_arguments()
+        .filter(|arg| {
+            arg.get_env()
+                .and_then(std::env::var_os)
+                .is_some_and(|value| value.is_empty())
+        })
+        .map(|arg| arg.get_id().clone())
+        .collect();
+    for id in empty {
+        command = command.mut_arg(id, |arg| arg.env(clap::builder::Resettable::Reset));
+    }
+    Cli::from_arg_matches(&command.try_get_matches()?)
 }
 
 /// Whether JSON was asked for on a command line that does not parse.

@@ -13,6 +13,7 @@ use super::super::{
 };
 use crate::{
     error::{Error, Result},
+    kind::Kind,
     oci::{Digest, MediaType},
     resolve::{Entry, Resolution, Want, resolve},
 };
@@ -79,6 +80,13 @@ async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)
     if let Some(text) = &look.platform
         && text != "host"
     {
+        if text == "all" {
+            return Err(Error::new(
+                Kind::Usage,
+                "`--platform all` is of no use here: every entry is shown anyway",
+            )
+            .hint("name one platform to judge the entries for a host of it"));
+        }
         // A plain host of that platform, in containerd's order; this machine does not count.
         let platform = parse_platform(text)?;
         let want = Want {
@@ -94,10 +102,7 @@ async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)
     match context.wants(&[], attached.as_ref(), false)?.pop() {
         Some(Asked::One(want)) => Ok((*want, attached)),
         // An empty list of platforms means the host; there is no other case.
-        _ => Err(Error::new(
-            crate::kind::Kind::Internal,
-            "no platform is wanted",
-        )),
+        _ => Err(Error::new(Kind::Internal, "no platform is wanted")),
     }
 }
 
