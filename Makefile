@@ -11,6 +11,8 @@ CARGO ?= cargo
 FUZZ_SECONDS ?= 20
 DENY_VERSION := 0.20.2
 TOOLS := build/tools
+# What tests/setup unpacked; the tests of the agent look for it in PATH.
+LAB := $(CURDIR)/build/lab
 
 .PHONY: build demo test lint bench fuzz deps clean
 
@@ -25,6 +27,7 @@ demo: deps
 
 # The tests run the binary they find, so it is built first; one at a time where memory
 # is measured.
+test: export PATH := $(LAB)/containerd-1.6/usr/bin:$(LAB)/runc/usr/sbin:$(LAB)/docker-registry/usr/bin:$(PATH)
 test: deps
 	$(CARGO) build -p edgepull
 	$(CARGO) test --workspace --exclude edgepull-tests
