@@ -19,7 +19,7 @@ use crate::{
     kind::Kind,
     layout::{self, Archive},
     oci::{Document, Reference},
-    pull::{self, Choice, Status},
+    pull::{self, Choice},
     registry::Repo,
     resolve::resolve,
     source::{Nearest, Source},
@@ -378,16 +378,6 @@ async fn import_one(
         concurrency: pull::DEFAULT_CONCURRENCY,
     };
     let outcome = pull::pull_into(&attached.engine, &request, events, &state_dir()).await?;
-    row.status = match outcome.status {
-        Status::Pulled => "pulled",
-        Status::Present => "present",
-    };
-    row.bytes = Bytes {
-        downloaded: outcome.bytes.downloaded,
-        resumed: outcome.bytes.resumed,
-        reused: outcome.bytes.reused,
-        written: outcome.bytes.written,
-    };
-    row.warnings.extend(outcome.warnings);
+    row.ended(outcome);
     Ok(())
 }

@@ -18,7 +18,7 @@ use crate::{
     kind::Kind,
     layout::{self, Layout, LayoutKind, LayoutRef},
     oci::{Digest, Document, Reference},
-    pull::{self, Choice, Status},
+    pull::{self, Choice},
     resolve::{Want, resolve},
     source::{Nearest, Source},
 };
@@ -232,17 +232,7 @@ impl Job<'_> {
         let request = self.request(attached, &choice, &repo);
         let outcome =
             pull::pull_into(&attached.engine, &request, self.events, &state_dir()).await?;
-        row.status = match outcome.status {
-            Status::Pulled => "pulled",
-            Status::Present => "present",
-        };
-        row.bytes = Bytes {
-            downloaded: outcome.bytes.downloaded,
-            resumed: outcome.bytes.resumed,
-            reused: outcome.bytes.reused,
-            written: outcome.bytes.written,
-        };
-        row.warnings.extend(outcome.warnings);
+        row.ended(outcome);
         Ok(())
     }
 

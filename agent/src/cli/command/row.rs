@@ -15,6 +15,7 @@ use super::{
 use crate::{
     error::Error,
     oci::{Digest, Document},
+    pull::{Outcome, Status},
 };
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -81,6 +82,21 @@ impl Row {
         self.manifest_digest = Some(leaf.clone());
         self.selected_platform = platform.map(ToString::to_string);
         self.verdict = RunVerdict::of(platform, context.host().ok());
+    }
+
+    /// What a pull into containerd came to.
+    pub(super) fn ended(&mut self, outcome: Outcome) {
+        self.status = match outcome.status {
+            Status::Pulled => "pulled",
+            Status::Present => "present",
+        };
+        self.bytes = Bytes {
+            downloaded: outcome.bytes.downloaded,
+            resumed: outcome.bytes.resumed,
+            reused: outcome.bytes.reused,
+            written: outcome.bytes.written,
+        };
+        self.warnings.extend(outcome.warnings);
     }
 
     pub(super) fn at(&mut self, attached: &Attached) {
