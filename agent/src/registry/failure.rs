@@ -4,7 +4,7 @@
 use std::{error::Error as StdError, fmt, io, sync::Arc};
 
 use reqwest::{StatusCode, Url};
-use rustls::{CertificateError, InvalidMessage};
+use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 use super::{
     auth::Who,
@@ -52,6 +52,15 @@ impl Target {
                 repository: reference.repository().to_string(),
                 digest: digest.clone(),
             },
+        }
+    }
+
+    /// Whether it is asked for by its digest, so that no answer can be another's.
+    pub(super) fn is_pinned(&self) -> bool {
+        match &self.what {
+            What::Manifest { name, .. } => name.contains(':'),
+            What::Blob { .. } => true,
+            What::Token { .. } => false,
         }
     }
 
@@ -124,6 +133,7 @@ pub(super) fn transport(
     target: &Target,
     url: &Url,
     elsewhere: bool,
+    proxy: Option<&str>,
     error: reqwest::Error,
 ) -> Failed {
     let host = endpoint::authority(url);
@@ -168,9 +178,9 @@ pub(super) fn transport(
             Advice::Never,
         ),
         Fault::Proxy => (
-            base.because("the proxy refused to connect")
+            base.because(format_args!("{} wants credentials", named(proxy)))
                 .caused_by_root(&error)
-                .hint("check the credentials in https_proxy, and no_proxy")
+                .hint(proxy_hint(proxy))
                 .retry(false),
             Advice::Never,
         ),
@@ -181,10 +191,29 @@ pub(super) fn transport(
             Advice::Backoff,
         ),
     };
+    // What a proxy on the way does looks like the far side's doing.
+    let failure = match proxy {
+        Some(proxy) => failure.because(format_args!("on the way through the proxy {proxy}")),
+        None => failure,
+    };
     Failed {
         error: failure,
         advice,
     }
+}
+
+fn named(proxy: Option<&str>) -> String {
+    proxy.map_or_else(
+        || "a proxy".to_owned(),
+        |proxy| format!("the proxy {proxy}"),
+    )
+}
+
+fn proxy_hint(proxy: Option<&str>) -> String {
+    format!(
+        "set the credentials of {} in https_proxy or http_proxy (http://USER:PASSWORD@PROXY), or exempt the registry by no_proxy",
+        named(proxy)
+    )
 }
 
 /// Only the innermost cause: the layers above say "error sending request".
@@ -294,7 +323,7 @@ fn certificate(base: Error, host: &str, error: &rustls::Error) -> Error {
             .because(format_args!(
                 "the certificate of {host} is signed by an authority that this host does not trust"
             ))
-            .hint("with a private CA, add its certificate to the host's trust store; else somebody intercepts the connection")
+            .hint("with a private CA, add its certificate to the host's trust store, or as `ca` to the registry's hosts.toml; else somebody intercepts the connection")
             .retry(false),
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -302,6 +331,16 @@ fn certificate(base: Error, host: &str, error: &rustls::Error) -> Error {
             .because(format_args!("the certificate of {host} is for another name"))
             .because(printable(&error.to_string(), MAX_SAID))
             .hint("use the name that the certificate has, or correct the certificate")
+            .retry(false),
+        rustls::Error::AlertReceived(
+            alert @ (AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::CertificateUnknown),
+        ) => base
+            .because(format_args!("{host} refuses who we are: TLS alert {alert:?}"))
+            .hint("it wants another client certificate, or one at all; set `client` in the registry's hosts.toml")
             .retry(false),
         other => base
             .because(format_args!("the TLS handshake with {host} failed"))
@@ -323,7 +362,7 @@ pub(super) fn body(target: &Target, url: &Url, fault: BodyFault, limit: usize) -
                 .because(format_args!("{host} sends its answer too slowly")),
             advice: Advice::Backoff,
         },
-        BodyFault::Broken(error) => transport(target, url, false, error),
+        BodyFault::Broken(error) => transport(target, url, false, None, error),
     }
 }
 
@@ -351,10 +390,11 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
         404 | 410 => absent(of(Kind::NotFound), target, &said, who),
         429 => rate_limited(of(Kind::RateLimited), &answer),
         407 => of(Kind::Unavailable)
-            .hint("a proxy wants credentials; set them in https_proxy, or exempt the registry by no_proxy")
+            .hint(proxy_hint(answer.proxy.as_deref()))
             .retry(false),
-        406 => of(Kind::InvalidContent)
-            .hint("the registry does not serve the manifest types that are in use today; is it very old?"),
+        406 => of(Kind::InvalidContent).hint(
+            "the registry does not serve the manifest types that are in use today; is it very old?",
+        ),
         451 => of(Kind::Unavailable).retry(false),
         400 if cause.contains("HTTP request to an HTTPS server") => of(Kind::Unavailable)
             .hint("this registry wants https")

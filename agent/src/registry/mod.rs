@@ -6,18 +6,22 @@
 //! `transport` (retries, redirects, counting). Everything that arrives is bounded
 //! before it is held, and verified before it is believed.
 
+mod asking;
 mod auth;
 mod blob;
 mod body;
 mod challenge;
 mod client;
+mod clients;
 mod credentials;
 mod docker_config;
 mod endpoint;
 mod failure;
+mod health;
 mod helper;
 mod hosts;
 mod notices;
+mod proxy;
 mod range;
 mod repo;
 mod retry;
@@ -61,6 +65,11 @@ pub mod fuzzing {
     /// Reads the value of a `Content-Range` header.
     pub fn content_range(text: &str) {
         let _ = super::range::ContentRange::parse(text);
+    }
+
+    /// Reads a `hosts.toml`.
+    pub fn hosts_toml(text: &str) {
+        drop(super::hosts::parse(text));
     }
 
     /// Reads the body of a failed request.

@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use base64::Engine;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{TryStreamExt, future::BoxFuture};
 use reqwest::{Method, Url};
 
 use super::{
+    asking::{Asking, Troubles, Watch},
     auth::{Subject, Who},
     blob,
     body::{self, SMALL_BODY_TIME},
     client::Client,
     endpoint::{Capabilities, Endpoint},
     failure::{self, Target},
-    retry::Budget,
+    health::{Health, Namespaced},
+    retry::{Budget, Policy},
     said,
     transport::{Answer, Ask},
 };
@@ -51,6 +53,7 @@ pub struct Repo {
     reference: Reference,
     /// A domain that is no host is reported when it is first used.
     endpoints: Result<Arc<[Endpoint]>>,
+    pub(super) troubles: Arc<Troubles>,
 }
 
 impl Repo {
@@ -63,6 +66,7 @@ impl Repo {
             client,
             reference,
             endpoints: endpoints.map(Into::into),
+            troubles: Arc::default(),
         }
     }
 
@@ -75,51 +79,63 @@ impl Repo {
     /// used (no digest, no length, another status than 200): then [`Repo::get`] tells.
     /// It is a claim of the registry; nothing is verified yet.
     pub async fn head(&self) -> Result<Option<Descriptor>> {
-        let mut first = None;
-        for at in self.servers(|can| can.resolve)? {
+        let mut asking = Asking::new(self, self.resolving(), None)?;
+        let mut unclear = false;
+        while let Some(at) = asking.next() {
             match at.head().await {
-                Ok(found) => return Ok(found),
-                Err(error) => first = first.or(Some(error)),
+                Ok(Some(found)) => return Ok(Some(found)),
+                // Another host may say it; if none does, the GET asks all of them again.
+                Ok(None) => unclear = true,
+                Err(error) => asking.failed(&at, error),
             }
         }
-        Err(self.verdict(first))
+        if unclear {
+            return Ok(None);
+        }
+        Err(asking.verdict())
     }
 
     /// Fetches what the reference points at. A digest reference is verified; for a tag
     /// the body's own hash is the digest, whatever the registry's header says.
     pub async fn get(&self) -> Result<Document> {
-        let mut first = None;
-        for at in self.servers(|can| can.resolve)? {
+        let mut asking = Asking::new(self, self.resolving(), None)?;
+        while let Some(at) = asking.next() {
             match at.get().await {
                 Ok(found) => return Ok(found),
-                Err(error) => first = first.or(Some(error)),
+                Err(error) => asking.failed(&at, error),
             }
         }
-        Err(self.verdict(first))
+        Err(asking.verdict())
     }
 
-    /// The servers to ask, in order; the first that delivers wins.
-    fn servers(&self, able: fn(Capabilities) -> bool) -> Result<Vec<At<'_>>> {
-        let endpoints = match &self.endpoints {
-            Ok(endpoints) => endpoints,
-            Err(error) => return Err(self.verdict(Some(error.clone()))),
-        };
-        Ok(endpoints
-            .iter()
-            .filter(|endpoint| able(endpoint.capabilities()))
-            .map(|endpoint| At {
-                repo: self,
-                endpoint,
-                subject: Subject::new(self.reference.repository(), endpoint),
-            })
-            .collect())
+    /// What a server must be able to do, to be asked for the reference: a digest cannot
+    /// be answered wrongly.
+    fn resolving(&self) -> fn(Capabilities) -> bool {
+        if self.reference.digest().is_some() {
+            |can| can.pull
+        } else {
+            |can| can.resolve
+        }
     }
 
-    /// The error of a repository whose servers all failed; the first one's, because
-    /// the servers are asked in the order of preference.
-    fn verdict(&self, first: Option<Error>) -> Error {
-        first
-            .unwrap_or_else(|| Error::new(Kind::Config, "no server is configured for it"))
+    pub(super) fn endpoints(&self) -> Result<&[Endpoint]> {
+        match &self.endpoints {
+            Ok(endpoints) => Ok(endpoints),
+            Err(error) => Err(self.named(error.clone())),
+        }
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        self.client.shared.transport.health()
+    }
+
+    /// Tells the user what did not stop the work.
+    pub(super) fn say(&self, text: String) {
+        self.client.shared.notices.say(text);
+    }
+
+    pub(super) fn named(&self, error: Error) -> Error {
+        error
             .registry(self.reference.repository().domain())
             .reference(self.reference.typed())
     }
@@ -132,14 +148,14 @@ impl Source for Repo {
                 let verified = Verified::check(bytes, &descriptor.digest)?;
                 return fitting(Document::parse(&verified, None)?, descriptor);
             }
-            let mut first = None;
-            for at in self.servers(|can| can.pull)? {
+            let mut asking = Asking::new(self, |can| can.pull, None)?;
+            while let Some(at) = asking.next() {
                 match at.document(descriptor).await {
                     Ok(found) => return Ok(found),
-                    Err(error) => first = first.or(Some(error)),
+                    Err(error) => asking.failed(&at, error),
                 }
             }
-            Err(self.verdict(first))
+            Err(asking.verdict())
         })
     }
 
@@ -167,15 +183,37 @@ impl Source for Repo {
             if offset == descriptor.size {
                 return Ok(blob::ready(Bytes::new()));
             }
-            let mut first = None;
-            for at in self.servers(|can| can.pull)? {
+            let mut asking = Asking::new(self, |can| can.pull, Some(&descriptor.digest))?;
+            while let Some(at) = asking.next() {
                 match at.blob(descriptor, offset).await {
-                    Ok(found) => return Ok(found),
-                    Err(error) => first = first.or(Some(error)),
+                    Ok(found) => return Ok(at.watched(found, &descriptor.digest, offset)),
+                    Err(error) => asking.failed(&at, error),
                 }
             }
-            Err(self.verdict(first))
+            Err(asking.verdict())
         })
+    }
+
+    fn distrust(&self, descriptor: &Descriptor) -> bool {
+        let Ok(endpoints) = self.endpoints() else {
+            return false;
+        };
+        let all = (0..endpoints.len())
+            .filter(|index| endpoints[*index].capabilities().pull)
+            .collect();
+        let (guilty, others) = self.troubles.distrust(&descriptor.digest, &all);
+        if others {
+            for index in guilty {
+                if let Some(endpoint) = endpoints.get(index) {
+                    self.say(format!(
+                        "{} sent wrong bytes for blob {}; it is fetched from another host",
+                        endpoint.authority(),
+                        descriptor.digest
+                    ));
+                }
+            }
+        }
+        others
     }
 
     fn name(&self) -> &str {
@@ -184,34 +222,103 @@ impl Source for Repo {
 }
 
 /// The repository at one of its servers.
-struct At<'a> {
-    repo: &'a Repo,
-    endpoint: &'a Endpoint,
-    subject: Subject,
+pub(super) struct At<'a> {
+    pub(super) repo: &'a Repo,
+    pub(super) endpoint: &'a Endpoint,
+    /// Its place in the list.
+    pub(super) index: usize,
+    pub(super) subject: Subject,
 }
 
 impl At<'_> {
+    /// Every host is asked before any is waited for.
     fn budget(&self) -> Budget {
-        Budget::new(self.repo.client.shared.retry)
+        let policy = self.repo.client.shared.retry;
+        Budget::new(if self.subject.hurried {
+            Policy { tries: 1, ..policy }
+        } else {
+            policy
+        })
     }
 
     async fn send(&self, ask: &Ask, budget: &mut Budget) -> Result<(Answer, Who)> {
         let shared = &self.repo.client.shared;
-        shared
+        let origin = &self.subject.origin;
+        let answered = shared
             .auth
             .send(&shared.transport, &self.subject, ask, budget)
-            .await
+            .await?;
+        if ask.url.query().is_none() || !self.endpoint.is_mirror() {
+            return Ok(answered);
+        }
+        let status = answered.0.status();
+        if status.is_success() {
+            self.repo.health().set_namespaced(origin, Namespaced::Yes);
+        }
+        // Strict servers refuse the parameter. One that says "not found" may know the
+        // registry and lack the content: without the parameter it could name another
+        // registry's tag, but not another's digest.
+        let refused = status.as_u16() == 400 || (status.as_u16() == 404 && ask.target.is_pinned());
+        if !refused || self.repo.health().namespaced(origin) != Namespaced::Unknown {
+            return Ok(answered);
+        }
+        let mut bare = Ask {
+            target: ask.target.clone(),
+            method: ask.method.clone(),
+            url: ask.url.clone(),
+            accept: ask.accept,
+            range: ask.range,
+            form: None,
+            route: ask.route.clone(),
+            hurried: ask.hurried,
+        };
+        bare.url.set_query(None);
+        let again = shared
+            .auth
+            .send(&shared.transport, &self.subject, &bare, budget)
+            .await;
+        match again {
+            Ok(again) if again.0.status().is_success() => {
+                self.repo.health().set_namespaced(origin, Namespaced::No);
+                Ok(again)
+            }
+            _ => Ok(answered),
+        }
+    }
+
+    fn url(&self, collection: &str, name: &str) -> Url {
+        let namespaced = self.repo.health().namespaced(&self.subject.origin) != Namespaced::No;
+        self.endpoint
+            .url(&self.subject.path, collection, name, namespaced)
     }
 
     fn manifest(&self, method: Method, name: &str) -> Ask {
         Ask {
             target: Target::manifest(&self.repo.reference, name),
             method,
-            url: self.endpoint.url(&self.subject.path, "manifests", name),
+            url: self.url("manifests", name),
             accept: ACCEPT_MANIFEST,
             range: None,
             form: None,
+            route: Some(self.endpoint.route().clone()),
+            hurried: self.subject.hurried,
         }
+    }
+
+    /// The body, and a note where it came from and how it ended.
+    fn watched(&self, body: BlobStream, digest: &Digest, offset: u64) -> BlobStream {
+        let troubles = self.repo.troubles.clone();
+        troubles.serves(digest, self.index, offset == 0);
+        let watch = Watch {
+            troubles,
+            digest: digest.clone(),
+            index: self.index,
+        };
+        let client = self.repo.client.clone();
+        let origin = self.subject.origin.clone();
+        Box::pin(body.inspect_err(move |error| {
+            watch.broke(client.shared.transport.health(), &origin, error);
+        }))
     }
 
     async fn head(&self) -> Result<Option<Descriptor>> {
@@ -306,13 +413,13 @@ impl At<'_> {
         let ask = Ask {
             target: Target::blob(&self.repo.reference, digest),
             method: Method::GET,
-            url: self
-                .endpoint
-                .url(&self.subject.path, "blobs", digest.as_str()),
+            url: self.url("blobs", digest.as_str()),
             accept: ACCEPT_BLOB,
             // Closed: some registries refuse an open range.
             range: (offset > 0).then(|| (offset, descriptor.size.saturating_sub(1))),
             form: None,
+            route: Some(self.endpoint.route().clone()),
+            hurried: self.subject.hurried,
         };
         let (answer, who) = self.send(&ask, &mut self.budget()).await?;
         match answer.status().as_u16() {
@@ -347,6 +454,8 @@ impl At<'_> {
                 accept: ACCEPT_BLOB,
                 range: ask.range,
                 form: None,
+                route: None,
+                hurried: false,
             };
             let transport = &self.repo.client.shared.transport;
             let opened = match transport.send(&ask, None, &mut self.budget()).await {

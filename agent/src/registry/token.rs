@@ -121,6 +121,8 @@ pub(super) async fn fetch(
         accept: "application/json",
         range: None,
         form,
+        route: Some(subject.route.clone()),
+        hurried: subject.hurried,
     };
     loop {
         let mut answer = transport.send(&ask, authorization.as_ref(), budget).await?;

@@ -46,7 +46,7 @@ fn with(credentials: Credentials) -> Settings {
 }
 
 fn client(settings: Settings) -> Client {
-    Client::new(settings).expect("a client")
+    Client::new(settings)
 }
 
 /// `lib/app` at the server; `suffix` is `:tag` or `@digest`.

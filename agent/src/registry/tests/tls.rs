@@ -12,11 +12,7 @@ use rustls::{
 };
 
 use super::{
-    super::{
-        endpoint::Endpoint,
-        tls::{self, Tls},
-        transport::Transport,
-    },
+    super::{endpoint::Endpoint, tls::Trust},
     *,
 };
 use crate::{error::Result, kind::Kind, oci::Document};
@@ -75,12 +71,11 @@ async fn get(host: &str, pem: &[u8], trusted: &[u8]) -> Result<Document> {
     let authority = format!("{host}:{}", serve(host, pem));
     let mut roots = RootCertStore::empty();
     roots.add(certificate(trusted)).expect("a root");
-    let tls = Tls {
-        config: tls::with_roots(roots).expect("TLS"),
+    let trust = Trust {
+        roots: Arc::new(roots),
         problem: None,
     };
-    let transport = Transport::with_tls(&quick(), tls).expect("HTTP");
-    let client = Client::with_transport(quick(), transport);
+    let client = Client::trusting(quick(), trust);
     let reference = Reference::parse(&format!("{authority}/lib/app:1")).expect("valid");
     let endpoint = Endpoint::registry("https", &authority)?;
     Repo::new(client, reference, Ok(vec![endpoint])).get().await
