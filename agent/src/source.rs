@@ -34,6 +34,12 @@ pub trait Source: Send + Sync + fmt::Debug {
         Box::pin(async { true })
     }
 
+    /// Whether the latest stream of the blob was put together from several answers: then a
+    /// wrong digest may be the fault of the joint, and not of the content.
+    fn pieced(&self, _descriptor: &Descriptor) -> bool {
+        false
+    }
+
     /// What to call it in messages: `registry.example`, `oci:dir`.
     fn name(&self) -> &str;
 }
@@ -89,6 +95,10 @@ impl Source for Nearest<'_> {
 
     fn has<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, bool> {
         Box::pin(async move { self.near.has(descriptor).await || self.far.has(descriptor).await })
+    }
+
+    fn pieced(&self, descriptor: &Descriptor) -> bool {
+        self.near.pieced(descriptor) || self.far.pieced(descriptor)
     }
 
     fn name(&self) -> &str {

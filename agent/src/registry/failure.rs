@@ -1,7 +1,7 @@
 //! What went wrong, in the words of the reader: each failed request becomes one error
 //! with kind, registry, cause and next step, and an advice whether to ask again.
 
-use std::{error::Error as StdError, fmt, io, sync::Arc};
+use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use reqwest::{StatusCode, Url};
 use rustls::{CertificateError, InvalidMessage};
@@ -59,7 +59,7 @@ impl Target {
         matches!(self.what, What::Token { .. })
     }
 
-    fn error(&self, kind: Kind) -> Error {
+    pub(super) fn error(&self, kind: Kind) -> Error {
         Error::new(kind, format_args!("cannot fetch {self}")).registry(&self.registry)
     }
 }
@@ -327,6 +327,18 @@ pub(super) fn body(target: &Target, url: &Url, fault: BodyFault, limit: usize) -
     }
 }
 
+/// A body that stopped coming.
+pub(super) fn stalled(target: &Target, url: &Url, limit: Duration) -> Failed {
+    Failed {
+        error: target.error(Kind::Timeout).because(format_args!(
+            "{} sent (almost) nothing for {} s",
+            endpoint::authority(url),
+            limit.as_secs_f32()
+        )),
+        advice: Advice::Backoff,
+    }
+}
+
 /// A refusal in HTTP.
 pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Error {
     let said = Said::parse(&body::read_error(&mut answer.response).await);
@@ -359,7 +371,7 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
         400 if cause.contains("HTTP request to an HTTPS server") => of(Kind::Unavailable)
             .hint("this registry wants https")
             .retry(false),
-        408 | 500..=599 => of(Kind::Unavailable).after(retry::retry_after(answer.headers())),
+        408 | 425 | 500..=599 => of(Kind::Unavailable).after(retry::retry_after(answer.headers())),
         code => {
             let error = of(Kind::Unavailable).retry(code >= 500);
             match said.title {

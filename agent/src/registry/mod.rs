@@ -3,7 +3,8 @@
 //! A [`Client`] is made once for a call or a daemon; [`Client::repository`] binds it
 //! to one repository, and that is a [`crate::source::Source`]. One request takes this
 //! way: `repo` (what is wanted, and what an answer means) → `auth` (who asks) →
-//! `transport` (retries, redirects, counting). Everything that arrives is bounded
+//! `transport` (retries, redirects, counting). A blob is a stream of `resume`, which asks
+//! for the rest when an answer breaks off. Everything that arrives is bounded
 //! before it is held, and verified before it is believed.
 
 mod auth;
@@ -18,8 +19,10 @@ mod failure;
 mod helper;
 mod hosts;
 mod notices;
+mod pace;
 mod range;
 mod repo;
+mod resume;
 mod retry;
 mod said;
 mod tls;
@@ -34,6 +37,7 @@ mod tests;
 pub use client::{Client, Settings};
 pub use credentials::{Credentials, Environment};
 pub use endpoint::{Capabilities, Endpoint};
+pub use pace::parse_rate;
 pub use repo::Repo;
 pub use retry::Policy;
 

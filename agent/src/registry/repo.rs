@@ -6,15 +6,17 @@ use base64::Engine;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::{Method, Url};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     auth::{Subject, Who},
-    blob,
+    blob::{self, Misfit, Reading},
     body::{self, SMALL_BODY_TIME},
     client::Client,
     endpoint::{Capabilities, Endpoint},
     failure::{self, Target},
-    retry::Budget,
+    resume::{self, Opened},
+    retry::{Budget, Effort},
     said,
     transport::{Answer, Ask},
 };
@@ -51,6 +53,8 @@ pub struct Repo {
     reference: Reference,
     /// A domain that is no host is reported when it is first used.
     endpoints: Result<Arc<[Endpoint]>>,
+    /// Shared by all requests that this value and its clones make.
+    effort: Arc<Effort>,
 }
 
 impl Repo {
@@ -63,6 +67,7 @@ impl Repo {
             client,
             reference,
             endpoints: endpoints.map(Into::into),
+            effort: Arc::default(),
         }
     }
 
@@ -91,6 +96,38 @@ impl Repo {
         let mut first = None;
         for at in self.servers(|can| can.resolve)? {
             match at.get().await {
+                Ok(found) => return Ok(found),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(self.verdict(first))
+    }
+
+    pub(super) fn effort(&self) -> &Effort {
+        &self.effort
+    }
+
+    pub(super) fn blob_budget(&self) -> Budget {
+        Budget::for_blob(self.client.shared.retry, self.effort.clone())
+    }
+
+    /// Waits until another transfer may begin.
+    pub(super) async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        // Never closed; without it nothing but the limit is lost.
+        let slots = self.client.shared.slots.clone();
+        slots.acquire_owned().await.ok()
+    }
+
+    /// Opens a blob at the first server that delivers it from `offset` on.
+    pub(super) async fn open(
+        &self,
+        descriptor: &Descriptor,
+        offset: u64,
+        budget: &mut Budget,
+    ) -> Result<Opened> {
+        let mut first = None;
+        for at in self.servers(|can| can.pull)? {
+            match at.blob(descriptor, offset, budget).await {
                 Ok(found) => return Ok(found),
                 Err(error) => first = first.or(Some(error)),
             }
@@ -167,15 +204,12 @@ impl Source for Repo {
             if offset == descriptor.size {
                 return Ok(blob::ready(Bytes::new()));
             }
-            let mut first = None;
-            for at in self.servers(|can| can.pull)? {
-                match at.blob(descriptor, offset).await {
-                    Ok(found) => return Ok(found),
-                    Err(error) => first = first.or(Some(error)),
-                }
-            }
-            Err(self.verdict(first))
+            resume::stream(self, descriptor, offset).await
         })
+    }
+
+    fn pieced(&self, descriptor: &Descriptor) -> bool {
+        self.effort.is_pieced(&descriptor.digest)
     }
 
     fn name(&self) -> &str {
@@ -192,7 +226,7 @@ struct At<'a> {
 
 impl At<'_> {
     fn budget(&self) -> Budget {
-        Budget::new(self.repo.client.shared.retry)
+        Budget::new(self.repo.client.shared.retry, self.repo.effort.clone())
     }
 
     async fn send(&self, ask: &Ask, budget: &mut Budget) -> Result<(Answer, Who)> {
@@ -289,7 +323,10 @@ impl At<'_> {
                 Ok(bytes) if said::is_web_page(headers.content_type.as_deref(), &bytes) => {
                     return Err(failure::web_page(&ask.target, &answer.url, &bytes));
                 }
-                Ok(bytes) => return Ok((bytes, headers)),
+                Ok(bytes) => {
+                    self.repo.effort.admit();
+                    return Ok((bytes, headers));
+                }
                 Err(fault) => {
                     let failed = failure::body(&ask.target, &answer.url, fault, MAX_MANIFEST);
                     match budget.grant(failed.advice) {
@@ -301,9 +338,14 @@ impl At<'_> {
         }
     }
 
-    async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+    async fn blob(
+        &self,
+        descriptor: &Descriptor,
+        offset: u64,
+        budget: &mut Budget,
+    ) -> Result<Opened> {
         let digest = &descriptor.digest;
-        let ask = Ask {
+        let mut ask = Ask {
             target: Target::blob(&self.repo.reference, digest),
             method: Method::GET,
             url: self
@@ -314,26 +356,50 @@ impl At<'_> {
             range: (offset > 0).then(|| (offset, descriptor.size.saturating_sub(1))),
             form: None,
         };
-        let (answer, who) = self.send(&ask, &mut self.budget()).await?;
-        match answer.status().as_u16() {
-            200 | 206 => blob::open(ask.target, answer, descriptor, offset),
-            416 => Err(blob::refused_range(
-                &ask.target,
-                &answer,
-                descriptor.size,
-                offset,
-            )),
-            404 if is_foreign(descriptor) => {
-                let refusal = failure::status(&ask.target, answer, &who).await;
-                self.foreign(&ask, descriptor, offset).await.ok_or(refusal)
+        let flow = &self.repo.client.shared.flow;
+        let opened = |reading: Reading| {
+            let origin = self.subject.origin.clone();
+            if reading.ignores_range() {
+                self.repo.effort.range_ignored(&origin);
             }
-            _ => Err(failure::status(&ask.target, answer, &who).await),
+            Opened { reading, origin }
+        };
+        loop {
+            let (answer, who) = self.send(&ask, budget).await?;
+            let misfit = match answer.status().as_u16() {
+                200 | 206 => match blob::open(ask.target.clone(), answer, descriptor, offset, flow)
+                {
+                    Ok(reading) => return Ok(opened(reading)),
+                    Err(misfit) => misfit,
+                },
+                416 => blob::refused_range(&ask.target, &answer, descriptor.size, offset),
+                404 if is_foreign(descriptor) => {
+                    let refusal = failure::status(&ask.target, answer, &who).await;
+                    let found = self.foreign(&ask, descriptor, offset, budget).await;
+                    return found.map(opened).ok_or(refusal);
+                }
+                _ => return Err(failure::status(&ask.target, answer, &who).await),
+            };
+            match misfit {
+                // A server that is confused about parts may still have the whole.
+                Misfit::Part(error) if ask.range.is_some() => {
+                    tracing::debug!(%error, causes = ?error.causes(), "asking for the whole");
+                    ask.range = None;
+                }
+                Misfit::Part(error) | Misfit::Other(error) => return Err(error),
+            }
         }
     }
 
     /// The addresses that the manifest itself gives for a foreign layer. They are the
     /// publisher's, so nobody's credentials go there; the digest decides.
-    async fn foreign(&self, ask: &Ask, descriptor: &Descriptor, offset: u64) -> Option<BlobStream> {
+    async fn foreign(
+        &self,
+        ask: &Ask,
+        descriptor: &Descriptor,
+        offset: u64,
+        budget: &mut Budget,
+    ) -> Option<Reading> {
         let urls = descriptor.urls.iter().filter_map(|text| {
             let url = Url::parse(text).ok()?;
             let plain = url.username().is_empty() && url.password().is_none();
@@ -349,15 +415,20 @@ impl At<'_> {
                 form: None,
             };
             let transport = &self.repo.client.shared.transport;
-            let opened = match transport.send(&ask, None, &mut self.budget()).await {
+            let flow = &self.repo.client.shared.flow;
+            let opened = match transport.send(&ask, None, budget).await {
                 Ok(answer) if matches!(answer.status().as_u16(), 200 | 206) => {
-                    blob::open(ask.target, answer, descriptor, offset)
+                    blob::open(ask.target, answer, descriptor, offset, flow).map_err(|misfit| {
+                        match misfit {
+                            Misfit::Part(error) | Misfit::Other(error) => error,
+                        }
+                    })
                 }
                 Ok(answer) => Err(failure::status(&ask.target, answer, &Who::default()).await),
                 Err(error) => Err(error),
             };
             match opened {
-                Ok(stream) => return Some(stream),
+                Ok(reading) => return Some(reading),
                 Err(error) => {
                     tracing::debug!(error = %error, causes = ?error.causes(), "a foreign layer's address failed");
                 }

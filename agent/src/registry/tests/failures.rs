@@ -40,7 +40,8 @@ async fn statuses_become_kinds() {
         (502, Kind::Unavailable, 3),
         (503, Kind::Unavailable, 3),
         (504, Kind::Unavailable, 3),
-        (522, Kind::Unavailable, 1),
+        (425, Kind::Unavailable, 3),
+        (522, Kind::Unavailable, 3),
         (204, Kind::Unavailable, 1),
         (304, Kind::Unavailable, 1),
     ] {

@@ -34,6 +34,7 @@ fn quick() -> Settings {
 fn impatient() -> Settings {
     Settings {
         read_timeout: Duration::from_millis(400),
+        stall_timeout: Duration::from_millis(400),
         ..quick()
     }
 }
