@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     auth::Auth, blob::Flow, credentials::Credentials, hosts, notices::Notices, pace::Pace,
-    repo::Repo, retry::Policy, transport::Transport,
+    quota::Quota, repo::Repo, retry::Policy, transport::Transport,
 };
 use crate::{error::Result, oci::Reference};
 
@@ -116,6 +116,11 @@ impl Client {
     /// The requests to token servers.
     pub fn auth_requests(&self) -> u64 {
         self.shared.transport.auth_requests()
+    }
+
+    /// What registries said last of the requests that they allow, by host.
+    pub fn quotas(&self) -> Vec<(String, Quota)> {
+        self.shared.transport.quotas.all()
     }
 
     /// Oddities since the last call that did not stop the work: a digest header that

@@ -9,7 +9,7 @@ use rustls::{CertificateError, InvalidMessage};
 use super::{
     auth::Who,
     body::{self, BodyFault},
-    endpoint,
+    endpoint, quota,
     retry::{self, Advice},
     said::{MAX_SAID, Said, printable},
     transport::Answer,
@@ -349,7 +349,7 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
     } else {
         format!("{host} answered {status}")
     };
-    if let Some(text) = &said.text {
+    if let Some(text) = said.text.as_ref().or(said.title.as_ref()) {
         cause.push_str(": ");
         cause.push_str(text);
     }
@@ -361,7 +361,7 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
     match status.as_u16() {
         401 | 403 => denied(of(Kind::Unauthorized), target, who),
         404 | 410 => absent(of(Kind::NotFound), target, &said, who),
-        429 => rate_limited(of(Kind::RateLimited), &answer),
+        429 => quota::limited(of(Kind::RateLimited), target, answer.headers()),
         407 => of(Kind::Unavailable)
             .hint("a proxy wants credentials; set them in https_proxy, or exempt the registry by no_proxy")
             .retry(false),
@@ -379,19 +379,6 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
                 None => error,
             }
         }
-    }
-}
-
-fn rate_limited(error: Error, answer: &Answer) -> Error {
-    let wait = retry::retry_after(answer.headers());
-    match wait {
-        Some(wait) => error
-            .hint(format_args!(
-                "the registry asks to wait {} s; logged-in users often have a higher limit",
-                wait.as_secs()
-            ))
-            .after(Some(wait)),
-        None => error.hint("wait, or log in: logged-in users often have a higher limit"),
     }
 }
 

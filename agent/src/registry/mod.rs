@@ -20,6 +20,7 @@ mod helper;
 mod hosts;
 mod notices;
 mod pace;
+mod quota;
 mod range;
 mod repo;
 mod resume;
@@ -38,6 +39,7 @@ pub use client::{Client, Settings};
 pub use credentials::{Credentials, Environment};
 pub use endpoint::{Capabilities, Endpoint};
 pub use pace::parse_rate;
+pub use quota::Quota;
 pub use repo::Repo;
 pub use retry::Policy;
 
@@ -65,6 +67,16 @@ pub mod fuzzing {
     /// Reads the value of a `Content-Range` header.
     pub fn content_range(text: &str) {
         let _ = super::range::ContentRange::parse(text);
+    }
+
+    /// Reads the headers about rate limits, one value a line.
+    pub fn rate_limit(text: &str) {
+        super::quota::fuzz(text);
+    }
+
+    /// Reads a transfer rate.
+    pub fn limit_rate(text: &str) {
+        drop(super::parse_rate(text));
     }
 
     /// Reads the body of a failed request.

@@ -248,6 +248,13 @@ impl At<'_> {
         }
     }
 
+    async fn refused(&self, ask: &Ask, answer: Answer, who: &Who) -> Error {
+        let error = failure::status(&ask.target, answer, who).await;
+        let quotas = &self.repo.client.shared.transport.quotas;
+        quotas.refused(ask, &error);
+        error
+    }
+
     async fn head(&self) -> Result<Option<Descriptor>> {
         let reference = &self.repo.reference;
         let ask = self.manifest(Method::HEAD, reference.target());
@@ -258,7 +265,7 @@ impl At<'_> {
             Err(error) => return Err(error),
         };
         if answer.status().as_u16() == 429 {
-            return Err(failure::status(&ask.target, answer, &who).await);
+            return Err(self.refused(&ask, answer, &who).await);
         }
         Ok(described(&answer, reference.digest()))
     }
@@ -308,7 +315,7 @@ impl At<'_> {
         loop {
             let (mut answer, who) = self.send(&ask, &mut budget).await?;
             if answer.status().as_u16() != 200 {
-                return Err(failure::status(&ask.target, answer, &who).await);
+                return Err(self.refused(&ask, answer, &who).await);
             }
             if let Some(coding) = answer.encoding() {
                 return Err(failure::encoded(&ask.target, &answer.url, coding));

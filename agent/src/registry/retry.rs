@@ -15,6 +15,7 @@ use std::{
 
 use reqwest::{StatusCode, header::HeaderMap};
 
+use super::quota;
 use crate::oci::Digest;
 
 /// How patient one request is.
@@ -243,7 +244,18 @@ pub(super) fn advice(status: StatusCode, headers: &HeaderMap, head: bool) -> Adv
     if !transient {
         return Advice::Never;
     }
-    retry_after(headers).map_or(Advice::Backoff, Advice::After)
+    let limited = status.as_u16() == 429;
+    let wait = if limited {
+        quota::wait(headers)
+    } else {
+        retry_after(headers)
+    };
+    match wait {
+        Some(wait) => Advice::After(wait),
+        // The window is hours long, and the registry does not say how far it is.
+        None if limited && quota::is_used_up(headers) => Advice::Never,
+        None => Advice::Backoff,
+    }
 }
 
 /// `Retry-After` in seconds or as a date. A date is measured against the answer's own

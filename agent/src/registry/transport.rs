@@ -14,6 +14,7 @@ use reqwest::{
 use super::{
     client::Settings,
     failure::{self, Failed, Target},
+    quota::Quotas,
     retry::{self, Advice, Budget},
     tls,
 };
@@ -83,6 +84,7 @@ pub(super) struct Transport {
     tls_problem: Option<Error>,
     requests: AtomicU64,
     auth_requests: AtomicU64,
+    pub(super) quotas: Quotas,
 }
 
 impl Transport {
@@ -112,6 +114,7 @@ impl Transport {
             tls_problem: tls.problem,
             requests: AtomicU64::new(0),
             auth_requests: AtomicU64::new(0),
+            quotas: Quotas::default(),
         })
     }
 
@@ -131,9 +134,13 @@ impl Transport {
         authorization: Option<&HeaderValue>,
         budget: &mut Budget,
     ) -> Result<Answer> {
+        if let Some(error) = self.quotas.refusal(ask) {
+            return Err(error);
+        }
         loop {
             let (outcome, advice) = match self.follow(ask, authorization).await {
                 Ok(answer) => {
+                    self.quotas.note(ask, &answer);
                     let head = ask.method == Method::HEAD;
                     let advice = retry::advice(answer.status(), answer.headers(), head);
                     (Ok(answer), advice)
@@ -141,6 +148,9 @@ impl Transport {
                 Err(Failed { error, advice }) => (Err(error), advice),
             };
             let Some(wait) = budget.grant(advice) else {
+                if let Ok(answer) = &outcome {
+                    self.quotas.keep_away(ask, answer);
+                }
                 return outcome;
             };
             let why = match &outcome {

@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod failures;
 mod manifests;
+mod resume;
 mod tls;
 
 use std::time::Duration;
