@@ -35,8 +35,15 @@ pub trait Source: Send + Sync + fmt::Debug {
     }
 
     /// The blob's bytes that it gave were not the blob. Whether it would now give them
-    /// from somewhere else: then they are worth asking for once more, from the start.
+    /// from another server, which is worth a try from the start; no more often than there
+    /// are servers.
     fn distrust(&self, _descriptor: &Descriptor) -> bool {
+        false
+    }
+
+    /// Whether the latest stream of the blob was put together from several answers: then a
+    /// wrong digest may be the fault of the joint, and not of the content.
+    fn pieced(&self, _descriptor: &Descriptor) -> bool {
         false
     }
 
@@ -99,6 +106,10 @@ impl Source for Nearest<'_> {
 
     fn distrust(&self, descriptor: &Descriptor) -> bool {
         self.far.distrust(descriptor)
+    }
+
+    fn pieced(&self, descriptor: &Descriptor) -> bool {
+        self.near.pieced(descriptor) || self.far.pieced(descriptor)
     }
 
     fn name(&self) -> &str {

@@ -31,6 +31,7 @@ const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) printer: Printer,
+    rate: Option<u64>,
     host: OnceLock<Host>,
     client: OnceLock<Client>,
 }
@@ -90,9 +91,15 @@ impl Context {
         Self {
             global,
             printer,
+            rate: None,
             host: OnceLock::new(),
             client: OnceLock::new(),
         }
+    }
+
+    /// Bytes a second that all downloads of the call share.
+    pub(crate) fn limit_rate(self, rate: Option<u64>) -> Self {
+        Self { rate, ..self }
     }
 
     /// The host truth: of this machine, or of the recorded one.
@@ -137,6 +144,7 @@ impl Context {
             plain_http: self.global.plain_http,
             hosts_dirs: self.hosts_dirs()?,
             credentials,
+            rate: self.rate,
             ..Settings::default()
         };
         let client = Client::new(settings);

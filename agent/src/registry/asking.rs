@@ -3,13 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
 use super::{
     auth::Subject,
     endpoint::Capabilities,
-    health,
     repo::{At, Repo},
 };
 use crate::{
@@ -52,11 +51,12 @@ impl Troubles {
         });
     }
 
-    /// A body from there broke off.
-    pub(super) fn broke(&self, digest: &Digest, index: usize) {
+    /// A body from there broke off. Whether of `all` somebody else is left.
+    pub(super) fn broke(&self, digest: &Digest, index: usize, all: &BTreeSet<usize>) -> bool {
         self.with(digest, |trouble| {
             trouble.last.insert(index);
-        });
+            all.iter().any(|other| !trouble.last.contains(other))
+        })
     }
 
     /// What came was not the blob. Those who sent it, and whether somebody else is left
@@ -71,9 +71,12 @@ impl Troubles {
             {
                 guilty.remove(registry);
             }
+            let before = trouble.last.len();
             trouble.last.extend(&guilty);
+            // Those who were asked before are not worth another try: this must end.
+            let news = trouble.last.len() > before;
             let others = all.iter().any(|index| !trouble.last.contains(index));
-            (guilty.into_iter().collect(), others)
+            (guilty.into_iter().collect(), news && others)
         })
     }
 
@@ -212,25 +215,5 @@ impl<'a> Asking<'a> {
                 .hint("a host needs `resolve` for tags, and `pull` for content"),
         };
         self.repo.named(error)
-    }
-}
-
-/// Notes how the body of a blob ends.
-pub(super) struct Watch {
-    pub(super) troubles: Arc<Troubles>,
-    pub(super) digest: Digest,
-    pub(super) index: usize,
-}
-
-impl Watch {
-    /// The body broke off.
-    pub(super) fn broke(&self, health: &health::Health, origin: &str, error: &Error) {
-        self.troubles.broke(&self.digest, self.index);
-        let weight = if error.kind() == Kind::Timeout {
-            health::DEAD
-        } else {
-            health::ODD
-        };
-        health.bad(origin, weight, None, &error.causes().join("; "));
     }
 }

@@ -19,7 +19,7 @@ use super::{
     docker_config::Login,
     endpoint::{Endpoint, Route},
     notices::Notices,
-    retry::{Budget, Policy},
+    retry::Budget,
     token,
     transport::{Answer, Ask, Transport},
 };
@@ -137,7 +137,6 @@ type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
 /// The grants of one client.
 pub(super) struct Auth {
     credentials: Credentials,
-    policy: Policy,
     notices: Notices,
     known: Mutex<HashMap<(String, Arc<str>), Known>>,
     /// A slot is locked while its grant is being fetched, so that ten blobs that start
@@ -171,10 +170,9 @@ struct Refused {
 }
 
 impl Auth {
-    pub(super) fn new(credentials: Credentials, policy: Policy, notices: Notices) -> Self {
+    pub(super) fn new(credentials: Credentials, notices: Notices) -> Self {
         Self {
             credentials,
-            policy,
             notices,
             known: Mutex::default(),
             slots: Mutex::default(),
@@ -191,7 +189,7 @@ impl Auth {
         budget: &mut Budget,
     ) -> Result<(Answer, Who)> {
         let mut round = Round::default();
-        let mut access = self.ready(transport, subject, &mut round).await?;
+        let mut access = self.ready(transport, subject, &mut round, budget).await?;
         for turn in 0.. {
             let header = access.as_ref().map(|access| &access.header);
             let answer = transport.send(ask, header, budget).await?;
@@ -222,7 +220,14 @@ impl Auth {
                 return Ok((answer, who));
             }
             match self
-                .next(transport, subject, &answer, access.take(), &mut round)
+                .next(
+                    transport,
+                    subject,
+                    &answer,
+                    access.take(),
+                    &mut round,
+                    budget,
+                )
                 .await?
             {
                 Step::Again(next) => access = next,
@@ -248,13 +253,21 @@ impl Auth {
         transport: &Transport,
         subject: &Subject,
         round: &mut Round,
+        budget: &mut Budget,
     ) -> Result<Option<Access>> {
         let Some(known) = self.known(subject) else {
             return Ok(None);
         };
         round.anonymous = known.anonymous;
         match self
-            .grant(transport, subject, &known.challenge, known.anonymous, None)
+            .grant(
+                transport,
+                subject,
+                &known.challenge,
+                known.anonymous,
+                None,
+                budget,
+            )
             .await
         {
             Ok(access) => Ok(access),
@@ -271,6 +284,7 @@ impl Auth {
         answer: &Answer,
         used: Option<Access>,
         round: &mut Round,
+        budget: &mut Budget,
     ) -> Result<Step> {
         let lines = answer.headers().get_all(WWW_AUTHENTICATE);
         let challenges = challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()));
@@ -293,7 +307,7 @@ impl Auth {
             };
             if let Some(stale) = stale {
                 return self
-                    .obtain(transport, subject, challenge, stale.as_ref(), round)
+                    .obtain(transport, subject, challenge, stale.as_ref(), round, budget)
                     .await;
             }
         }
@@ -310,7 +324,7 @@ impl Auth {
         round.refused = Some(source);
         match challenge.or_else(|| self.known(subject).map(|known| known.challenge)) {
             Some(challenge @ Challenge::Bearer(_)) => {
-                self.obtain(transport, subject, &challenge, None, round)
+                self.obtain(transport, subject, &challenge, None, round, budget)
                     .await
             }
             Some(Challenge::Basic) | None => Ok(Step::Again(None)),
@@ -325,9 +339,17 @@ impl Auth {
         challenge: &Challenge,
         stale: Option<&HeaderValue>,
         round: &mut Round,
+        budget: &mut Budget,
     ) -> Result<Step> {
         let first = self
-            .grant(transport, subject, challenge, round.anonymous, stale)
+            .grant(
+                transport,
+                subject,
+                challenge,
+                round.anonymous,
+                stale,
+                budget,
+            )
             .await;
         let outcome = match first {
             Err(Refused {
@@ -336,7 +358,8 @@ impl Auth {
             }) if error.kind() == Kind::Unauthorized && !round.anonymous => {
                 round.anonymous = true;
                 round.refused = Some(source);
-                self.grant(transport, subject, challenge, true, None).await
+                self.grant(transport, subject, challenge, true, None, budget)
+                    .await
             }
             other => other,
         };
@@ -361,6 +384,7 @@ impl Auth {
         challenge: &Challenge,
         anonymous: bool,
         stale: Option<&HeaderValue>,
+        budget: &mut Budget,
     ) -> Result<Option<Access>, Refused> {
         let key = match challenge {
             Challenge::Basic => GrantKey {
@@ -400,7 +424,14 @@ impl Auth {
         };
         let source = found.as_ref().map(|found| found.source.clone());
         let made = self
-            .make(transport, subject, challenge, &key.scopes, found.as_ref())
+            .make(
+                transport,
+                subject,
+                challenge,
+                &key.scopes,
+                found.as_ref(),
+                budget,
+            )
             .await
             .map_err(|error| Refused {
                 error,
@@ -432,6 +463,7 @@ impl Auth {
         challenge: &Challenge,
         scopes: &[String],
         found: Option<&Found>,
+        budget: &mut Budget,
     ) -> Result<Option<(HeaderValue, Duration)>> {
         match (challenge, found.map(|found| &found.login)) {
             (Challenge::Basic, Some(Login::Password { user, password })) => {
@@ -443,9 +475,7 @@ impl Auth {
             ))),
             (Challenge::Basic, None | Some(Login::Identity(_))) => Ok(None),
             (Challenge::Bearer(bearer), _) => {
-                let mut budget = Budget::new(self.policy);
-                let token =
-                    token::fetch(transport, subject, bearer, scopes, found, &mut budget).await?;
+                let token = token::fetch(transport, subject, bearer, scopes, found, budget).await?;
                 let header = token::header(&format!("Bearer {}", token.secret.reveal()))?;
                 Ok(Some((header, token.lifetime)))
             }

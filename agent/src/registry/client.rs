@@ -2,9 +2,11 @@
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
+use tokio::sync::Semaphore;
+
 use super::{
-    auth::Auth, credentials::Credentials, hosts::Hosts, notices::Notices, repo::Repo,
-    retry::Policy, tls::Trust, transport::Transport,
+    auth::Auth, blob::Flow, credentials::Credentials, hosts::Hosts, notices::Notices, pace::Pace,
+    quota::Quota, repo::Repo, retry::Policy, tls::Trust, transport::Transport,
 };
 use crate::oci::Reference;
 
@@ -12,6 +14,10 @@ use crate::oci::Reference;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Caches that fetch or build on demand may be silent for a while.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// A body that has begun is resumed, so that its silence need not be borne for long.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// containerd's own default.
+const CONCURRENT_DOWNLOADS: usize = 3;
 const USER_AGENT: &str = concat!("edgepull/", env!("CARGO_PKG_VERSION"));
 
 /// How registries are talked to.
@@ -27,6 +33,12 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// For each read: the first byte of an answer, and each later silence.
     pub read_timeout: Duration,
+    /// A blob's body without (almost) any byte for so long is broken off and resumed.
+    pub stall_timeout: Duration,
+    /// Bytes a second that all blobs of this client may take together.
+    pub rate: Option<u64>,
+    /// Blobs that this client fetches at once, for whatever pull; at least 1.
+    pub max_concurrent_downloads: usize,
     /// What the registry's operators see.
     pub user_agent: String,
     /// Whether `https_proxy`, `http_proxy` and `no_proxy` count.
@@ -43,6 +55,9 @@ impl Default for Settings {
             credentials: Credentials::none(),
             connect_timeout: CONNECT_TIMEOUT,
             read_timeout: READ_TIMEOUT,
+            stall_timeout: STALL_TIMEOUT,
+            rate: None,
+            max_concurrent_downloads: CONCURRENT_DOWNLOADS,
             user_agent: USER_AGENT.to_owned(),
             system_proxy: true,
             retry: Policy::default(),
@@ -62,6 +77,8 @@ pub(super) struct Shared {
     pub(super) transport: Transport,
     pub(super) auth: Auth,
     pub(super) notices: Notices,
+    pub(super) flow: Flow,
+    pub(super) slots: Arc<Semaphore>,
 }
 
 impl Client {
@@ -77,12 +94,21 @@ impl Client {
             shared: Arc::new(Shared {
                 transport: Transport::trusting(&settings, trust, notices.clone()),
                 retry: settings.retry,
-                auth: Auth::new(settings.credentials, settings.retry, notices.clone()),
+                auth: Auth::new(settings.credentials, notices.clone()),
                 hosts: Hosts {
                     roots: settings.hosts_dirs,
                     plain_http: settings.plain_http,
                 },
                 notices,
+                flow: Flow {
+                    stall: settings.stall_timeout,
+                    pace: settings.rate.map(|rate| Arc::new(Pace::new(rate))),
+                },
+                slots: Arc::new(Semaphore::new(
+                    settings
+                        .max_concurrent_downloads
+                        .clamp(1, Semaphore::MAX_PERMITS),
+                )),
             }),
         }
     }
@@ -96,6 +122,11 @@ impl Client {
     /// The requests to token servers.
     pub fn auth_requests(&self) -> u64 {
         self.shared.transport.auth_requests()
+    }
+
+    /// What registries said last of the requests that they allow, by host.
+    pub fn quotas(&self) -> Vec<(String, Quota)> {
+        self.shared.transport.quotas.all()
     }
 
     /// Oddities since the last call that did not stop the work: a digest header that

@@ -1,7 +1,7 @@
 //! What went wrong, in the words of the reader: each failed request becomes one error
 //! with kind, registry, cause and next step, and an advice whether to ask again.
 
-use std::{error::Error as StdError, fmt, io, sync::Arc};
+use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use reqwest::{StatusCode, Url};
 use rustls::{AlertDescription, CertificateError, InvalidMessage};
@@ -9,7 +9,7 @@ use rustls::{AlertDescription, CertificateError, InvalidMessage};
 use super::{
     auth::Who,
     body::{self, BodyFault},
-    endpoint,
+    endpoint, quota,
     retry::{self, Advice},
     said::{MAX_SAID, Said, printable},
     transport::Answer,
@@ -68,7 +68,7 @@ impl Target {
         matches!(self.what, What::Token { .. })
     }
 
-    fn error(&self, kind: Kind) -> Error {
+    pub(super) fn error(&self, kind: Kind) -> Error {
         Error::new(kind, format_args!("cannot fetch {self}")).registry(&self.registry)
     }
 }
@@ -366,6 +366,18 @@ pub(super) fn body(target: &Target, url: &Url, fault: BodyFault, limit: usize) -
     }
 }
 
+/// A body that stopped coming.
+pub(super) fn stalled(target: &Target, url: &Url, limit: Duration) -> Failed {
+    Failed {
+        error: target.error(Kind::Timeout).because(format_args!(
+            "{} sent (almost) nothing for {} s",
+            endpoint::authority(url),
+            limit.as_secs_f32()
+        )),
+        advice: Advice::Backoff,
+    }
+}
+
 /// A refusal in HTTP.
 pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Error {
     let said = Said::parse(&body::read_error(&mut answer.response).await);
@@ -376,7 +388,7 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
     } else {
         format!("{host} answered {status}")
     };
-    if let Some(text) = &said.text {
+    if let Some(text) = said.text.as_ref().or(said.title.as_ref()) {
         cause.push_str(": ");
         cause.push_str(text);
     }
@@ -388,7 +400,7 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
     match status.as_u16() {
         401 | 403 => denied(of(Kind::Unauthorized), target, who),
         404 | 410 => absent(of(Kind::NotFound), target, &said, who),
-        429 => rate_limited(of(Kind::RateLimited), &answer),
+        429 => quota::limited(of(Kind::RateLimited), target, answer.headers()),
         407 => of(Kind::Unavailable)
             .hint(proxy_hint(answer.proxy.as_deref()))
             .retry(false),
@@ -399,7 +411,7 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
         400 if cause.contains("HTTP request to an HTTPS server") => of(Kind::Unavailable)
             .hint("this registry wants https")
             .retry(false),
-        408 | 500..=599 => of(Kind::Unavailable).after(retry::retry_after(answer.headers())),
+        408 | 425 | 500..=599 => of(Kind::Unavailable).after(retry::retry_after(answer.headers())),
         code => {
             let error = of(Kind::Unavailable).retry(code >= 500);
             match said.title {
@@ -407,19 +419,6 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
                 None => error,
             }
         }
-    }
-}
-
-fn rate_limited(error: Error, answer: &Answer) -> Error {
-    let wait = retry::retry_after(answer.headers());
-    match wait {
-        Some(wait) => error
-            .hint(format_args!(
-                "the registry asks to wait {} s; logged-in users often have a higher limit",
-                wait.as_secs()
-            ))
-            .after(Some(wait)),
-        None => error.hint("wait, or log in: logged-in users often have a higher limit"),
     }
 }
 

@@ -1,22 +1,24 @@
 //! One repository: its manifests and blobs, from the servers that answer for it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use base64::Engine;
 use bytes::Bytes;
-use futures_util::{TryStreamExt, future::BoxFuture};
+use futures_util::future::BoxFuture;
 use reqwest::{Method, Url};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    asking::{Asking, Troubles, Watch},
+    asking::{Asking, Troubles},
     auth::{Subject, Who},
-    blob,
+    blob::{self, Misfit, Reading},
     body::{self, SMALL_BODY_TIME},
     client::Client,
     endpoint::{Capabilities, Endpoint},
     failure::{self, Target},
-    health::{Health, Namespaced},
-    retry::{Budget, Policy},
+    health::{self, Health, Namespaced},
+    resume::{self, Opened},
+    retry::{Budget, Effort, Policy},
     said,
     transport::{Answer, Ask},
 };
@@ -53,6 +55,8 @@ pub struct Repo {
     reference: Reference,
     /// A domain that is no host is reported when it is first used.
     endpoints: Result<Arc<[Endpoint]>>,
+    /// Shared by all requests that this value and its clones make.
+    effort: Arc<Effort>,
     pub(super) troubles: Arc<Troubles>,
 }
 
@@ -66,6 +70,7 @@ impl Repo {
             client,
             reference,
             endpoints: endpoints.map(Into::into),
+            effort: Arc::default(),
             troubles: Arc::default(),
         }
     }
@@ -116,6 +121,69 @@ impl Repo {
         } else {
             |can| can.resolve
         }
+    }
+
+    pub(super) fn effort(&self) -> &Effort {
+        &self.effort
+    }
+
+    pub(super) fn blob_budget(&self) -> Budget {
+        Budget::for_blob(self.client.shared.retry, self.effort.clone())
+    }
+
+    /// Waits until another transfer may begin.
+    pub(super) async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        // Never closed; without it nothing but the limit is lost.
+        let slots = self.client.shared.slots.clone();
+        slots.acquire_owned().await.ok()
+    }
+
+    /// Opens a blob at the first server that delivers it from `offset` on.
+    pub(super) async fn open(
+        &self,
+        descriptor: &Descriptor,
+        offset: u64,
+        budget: &mut Budget,
+    ) -> Result<Opened> {
+        let digest = &descriptor.digest;
+        let mut asking = Asking::new(self, |can| can.pull, Some(digest))?;
+        while let Some(at) = asking.next() {
+            match at.blob(descriptor, offset, budget).await {
+                Ok(found) => {
+                    self.troubles.serves(digest, at.index, offset == 0);
+                    return Ok(found);
+                }
+                Err(error) => asking.failed(&at, error),
+            }
+        }
+        Err(asking.verdict())
+    }
+
+    /// A body from the server at `index` broke off. Whether another one is there that did
+    /// not yet fail with this blob: it need not be waited for.
+    pub(super) fn broke(&self, descriptor: &Descriptor, index: usize, error: &Error) -> bool {
+        let Ok(endpoints) = self.endpoints() else {
+            return false;
+        };
+        if let Some(endpoint) = endpoints.get(index) {
+            let weight = if error.kind() == Kind::Timeout {
+                health::DEAD
+            } else {
+                health::ODD
+            };
+            let why = error.causes().join("; ");
+            self.health()
+                .bad(&endpoint.route().origin, weight, None, &why);
+        }
+        self.troubles
+            .broke(&descriptor.digest, index, &Self::pulling(endpoints))
+    }
+
+    fn pulling(endpoints: &[Endpoint]) -> BTreeSet<usize> {
+        let able = endpoints.iter().enumerate();
+        able.filter(|(_, endpoint)| endpoint.capabilities().pull)
+            .map(|(index, _)| index)
+            .collect()
     }
 
     pub(super) fn endpoints(&self) -> Result<&[Endpoint]> {
@@ -183,14 +251,7 @@ impl Source for Repo {
             if offset == descriptor.size {
                 return Ok(blob::ready(Bytes::new()));
             }
-            let mut asking = Asking::new(self, |can| can.pull, Some(&descriptor.digest))?;
-            while let Some(at) = asking.next() {
-                match at.blob(descriptor, offset).await {
-                    Ok(found) => return Ok(at.watched(found, &descriptor.digest, offset)),
-                    Err(error) => asking.failed(&at, error),
-                }
-            }
-            Err(asking.verdict())
+            resume::stream(self, descriptor, offset).await
         })
     }
 
@@ -198,22 +259,21 @@ impl Source for Repo {
         let Ok(endpoints) = self.endpoints() else {
             return false;
         };
-        let all = (0..endpoints.len())
-            .filter(|index| endpoints[*index].capabilities().pull)
-            .collect();
-        let (guilty, others) = self.troubles.distrust(&descriptor.digest, &all);
+        let digest = &descriptor.digest;
+        let (guilty, others) = self.troubles.distrust(digest, &Self::pulling(endpoints));
         if others {
-            for index in guilty {
-                if let Some(endpoint) = endpoints.get(index) {
-                    self.say(format!(
-                        "{} sent wrong bytes for blob {}; it is fetched from another host",
-                        endpoint.authority(),
-                        descriptor.digest
-                    ));
-                }
+            for endpoint in guilty.into_iter().filter_map(|index| endpoints.get(index)) {
+                let host = endpoint.authority();
+                self.say(format!(
+                    "{host} sent wrong bytes for blob {digest}; it is fetched from another host"
+                ));
             }
         }
         others
+    }
+
+    fn pieced(&self, descriptor: &Descriptor) -> bool {
+        self.effort.is_pieced(&descriptor.digest)
     }
 
     fn name(&self) -> &str {
@@ -234,11 +294,12 @@ impl At<'_> {
     /// Every host is asked before any is waited for.
     fn budget(&self) -> Budget {
         let policy = self.repo.client.shared.retry;
-        Budget::new(if self.subject.hurried {
+        let policy = if self.subject.hurried {
             Policy { tries: 1, ..policy }
         } else {
             policy
-        })
+        };
+        Budget::new(policy, self.repo.effort.clone())
     }
 
     async fn send(&self, ask: &Ask, budget: &mut Budget) -> Result<(Answer, Who)> {
@@ -305,20 +366,11 @@ impl At<'_> {
         }
     }
 
-    /// The body, and a note where it came from and how it ended.
-    fn watched(&self, body: BlobStream, digest: &Digest, offset: u64) -> BlobStream {
-        let troubles = self.repo.troubles.clone();
-        troubles.serves(digest, self.index, offset == 0);
-        let watch = Watch {
-            troubles,
-            digest: digest.clone(),
-            index: self.index,
-        };
-        let client = self.repo.client.clone();
-        let origin = self.subject.origin.clone();
-        Box::pin(body.inspect_err(move |error| {
-            watch.broke(client.shared.transport.health(), &origin, error);
-        }))
+    async fn refused(&self, ask: &Ask, answer: Answer, who: &Who) -> Error {
+        let error = failure::status(&ask.target, answer, who).await;
+        let quotas = &self.repo.client.shared.transport.quotas;
+        quotas.refused(ask, &error);
+        error
     }
 
     async fn head(&self) -> Result<Option<Descriptor>> {
@@ -331,7 +383,7 @@ impl At<'_> {
             Err(error) => return Err(error),
         };
         if answer.status().as_u16() == 429 {
-            return Err(failure::status(&ask.target, answer, &who).await);
+            return Err(self.refused(&ask, answer, &who).await);
         }
         Ok(described(&answer, reference.digest()))
     }
@@ -381,7 +433,7 @@ impl At<'_> {
         loop {
             let (mut answer, who) = self.send(&ask, &mut budget).await?;
             if answer.status().as_u16() != 200 {
-                return Err(failure::status(&ask.target, answer, &who).await);
+                return Err(self.refused(&ask, answer, &who).await);
             }
             if let Some(coding) = answer.encoding() {
                 return Err(failure::encoded(&ask.target, &answer.url, coding));
@@ -396,7 +448,10 @@ impl At<'_> {
                 Ok(bytes) if said::is_web_page(headers.content_type.as_deref(), &bytes) => {
                     return Err(failure::web_page(&ask.target, &answer.url, &bytes));
                 }
-                Ok(bytes) => return Ok((bytes, headers)),
+                Ok(bytes) => {
+                    self.repo.effort.admit();
+                    return Ok((bytes, headers));
+                }
                 Err(fault) => {
                     let failed = failure::body(&ask.target, &answer.url, fault, MAX_MANIFEST);
                     match budget.grant(failed.advice) {
@@ -408,9 +463,21 @@ impl At<'_> {
         }
     }
 
-    async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+    async fn blob(
+        &self,
+        descriptor: &Descriptor,
+        offset: u64,
+        budget: &mut Budget,
+    ) -> Result<Opened> {
         let digest = &descriptor.digest;
-        let ask = Ask {
+        // Every host is asked before any is waited for.
+        let mut one = self.budget();
+        let budget = if self.subject.hurried {
+            &mut one
+        } else {
+            budget
+        };
+        let mut ask = Ask {
             target: Target::blob(&self.repo.reference, digest),
             method: Method::GET,
             url: self.url("blobs", digest.as_str()),
@@ -421,26 +488,54 @@ impl At<'_> {
             route: Some(self.endpoint.route().clone()),
             hurried: self.subject.hurried,
         };
-        let (answer, who) = self.send(&ask, &mut self.budget()).await?;
-        match answer.status().as_u16() {
-            200 | 206 => blob::open(ask.target, answer, descriptor, offset),
-            416 => Err(blob::refused_range(
-                &ask.target,
-                &answer,
-                descriptor.size,
-                offset,
-            )),
-            404 if is_foreign(descriptor) => {
-                let refusal = failure::status(&ask.target, answer, &who).await;
-                self.foreign(&ask, descriptor, offset).await.ok_or(refusal)
+        let flow = &self.repo.client.shared.flow;
+        let opened = |reading: Reading| {
+            let origin = self.subject.origin.clone();
+            if reading.ignores_range() {
+                self.repo.effort.range_ignored(&origin);
             }
-            _ => Err(failure::status(&ask.target, answer, &who).await),
+            Opened {
+                reading,
+                origin,
+                index: self.index,
+            }
+        };
+        loop {
+            let (answer, who) = self.send(&ask, budget).await?;
+            let misfit = match answer.status().as_u16() {
+                200 | 206 => match blob::open(ask.target.clone(), answer, descriptor, offset, flow)
+                {
+                    Ok(reading) => return Ok(opened(reading)),
+                    Err(misfit) => misfit,
+                },
+                416 => blob::refused_range(&ask.target, &answer, descriptor.size, offset),
+                404 if is_foreign(descriptor) => {
+                    let refusal = failure::status(&ask.target, answer, &who).await;
+                    let found = self.foreign(&ask, descriptor, offset, budget).await;
+                    return found.map(opened).ok_or(refusal);
+                }
+                _ => return Err(failure::status(&ask.target, answer, &who).await),
+            };
+            match misfit {
+                // A server that is confused about parts may still have the whole.
+                Misfit::Part(error) if ask.range.is_some() => {
+                    tracing::debug!(%error, causes = ?error.causes(), "asking for the whole");
+                    ask.range = None;
+                }
+                Misfit::Part(error) | Misfit::Other(error) => return Err(error),
+            }
         }
     }
 
     /// The addresses that the manifest itself gives for a foreign layer. They are the
     /// publisher's, so nobody's credentials go there; the digest decides.
-    async fn foreign(&self, ask: &Ask, descriptor: &Descriptor, offset: u64) -> Option<BlobStream> {
+    async fn foreign(
+        &self,
+        ask: &Ask,
+        descriptor: &Descriptor,
+        offset: u64,
+        budget: &mut Budget,
+    ) -> Option<Reading> {
         let urls = descriptor.urls.iter().filter_map(|text| {
             let url = Url::parse(text).ok()?;
             let plain = url.username().is_empty() && url.password().is_none();
@@ -458,15 +553,20 @@ impl At<'_> {
                 hurried: false,
             };
             let transport = &self.repo.client.shared.transport;
-            let opened = match transport.send(&ask, None, &mut self.budget()).await {
+            let flow = &self.repo.client.shared.flow;
+            let opened = match transport.send(&ask, None, budget).await {
                 Ok(answer) if matches!(answer.status().as_u16(), 200 | 206) => {
-                    blob::open(ask.target, answer, descriptor, offset)
+                    blob::open(ask.target, answer, descriptor, offset, flow).map_err(|misfit| {
+                        match misfit {
+                            Misfit::Part(error) | Misfit::Other(error) => error,
+                        }
+                    })
                 }
                 Ok(answer) => Err(failure::status(&ask.target, answer, &Who::default()).await),
                 Err(error) => Err(error),
             };
             match opened {
-                Ok(stream) => return Some(stream),
+                Ok(reading) => return Some(reading),
                 Err(error) => {
                     tracing::debug!(error = %error, causes = ?error.causes(), "a foreign layer's address failed");
                 }

@@ -46,6 +46,8 @@ pub(super) struct Reply {
     after: Option<(usize, Then)>,
     /// No Content-Length; the end of the connection ends the body.
     unframed: bool,
+    /// The body byte by byte, with so long a pause after each.
+    trickle: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,6 +64,7 @@ impl Reply {
             body: Vec::new(),
             after: None,
             unframed: false,
+            trickle: None,
         }
     }
 
@@ -77,6 +80,11 @@ impl Reply {
 
     pub(super) fn after(mut self, bytes: usize, then: Then) -> Self {
         self.after = Some((bytes, then));
+        self
+    }
+
+    pub(super) fn trickle(mut self, pause: Duration) -> Self {
+        self.trickle = Some(pause);
         self
     }
 
@@ -206,6 +214,14 @@ async fn answer(stream: &mut TcpStream, request: &Received, reply: &Reply) -> Op
     head.push_str("\r\n");
     stream.write_all(head.as_bytes()).await.ok()?;
     if request.method == "HEAD" {
+        return Some(());
+    }
+    if let Some(pause) = reply.trickle {
+        for byte in &reply.body {
+            stream.write_all(&[*byte]).await.ok()?;
+            stream.flush().await.ok()?;
+            tokio::time::sleep(pause).await;
+        }
         return Some(());
     }
     match reply.after {

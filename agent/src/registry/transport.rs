@@ -21,6 +21,7 @@ use super::{
     failure::{self, Failed, Target},
     health::{self, Health},
     notices::Notices,
+    quota::Quotas,
     retry::{self, Advice, Budget},
     tls::Trust,
 };
@@ -93,6 +94,7 @@ pub(super) struct Transport {
     health: Health,
     requests: AtomicU64,
     auth_requests: AtomicU64,
+    pub(super) quotas: Quotas,
 }
 
 impl Transport {
@@ -102,6 +104,7 @@ impl Transport {
             health: Health::new(notices),
             requests: AtomicU64::new(0),
             auth_requests: AtomicU64::new(0),
+            quotas: Quotas::default(),
         }
     }
 
@@ -125,9 +128,13 @@ impl Transport {
         authorization: Option<&HeaderValue>,
         budget: &mut Budget,
     ) -> Result<Answer> {
+        if let Some(error) = self.quotas.refusal(ask) {
+            return Err(error);
+        }
         loop {
             let (outcome, advice) = match self.follow(ask, authorization).await {
                 Ok(answer) => {
+                    self.quotas.note(ask, &answer);
                     let head = ask.method == Method::HEAD;
                     let advice = retry::advice(answer.status(), answer.headers(), head);
                     (Ok(answer), advice)
@@ -135,6 +142,9 @@ impl Transport {
                 Err(Failed { error, advice }) => (Err(error), advice),
             };
             let Some(wait) = budget.grant(advice) else {
+                if let Ok(answer) = &outcome {
+                    self.quotas.keep_away(ask, answer);
+                }
                 return outcome;
             };
             let why = match &outcome {
@@ -238,8 +248,9 @@ impl Transport {
                         .bad(origin, weight, wait, &format!("it answered {status}"));
                 };
                 match status.as_u16() {
-                    429 => bad(health::DEAD, retry::retry_after(response.headers())),
-                    502..=504 => bad(health::DEAD, retry::retry_after(response.headers())),
+                    429 | 502..=504 => {
+                        bad(health::DEAD, retry::retry_after(response.headers()));
+                    }
                     500..=599 => bad(health::ODD, None),
                     _ => self.health.good(origin),
                 }

@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod failures;
 mod manifests;
+mod resume;
 mod tls;
 
 use std::time::Duration;
@@ -34,6 +35,7 @@ fn quick() -> Settings {
 fn impatient() -> Settings {
     Settings {
         read_timeout: Duration::from_millis(400),
+        stall_timeout: Duration::from_millis(400),
         ..quick()
     }
 }
