@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod failures;
 mod manifests;
+mod mirrors;
 mod resume;
 mod tls;
 
