@@ -12,6 +12,7 @@ use super::{
     endpoint, quota,
     retry::{self, Advice},
     said::{MAX_SAID, Said, printable},
+    tls,
     transport::Answer,
 };
 use crate::{
@@ -184,7 +185,7 @@ pub(super) fn transport(
                 .retry(false),
             Advice::Never,
         ),
-        Fault::Tls(tls) => (certificate(base, &shown, &tls), Advice::Never),
+        Fault::Tls(why) => (certificate(base, &shown, &why), Advice::Never),
         Fault::Broken => (
             base.because(format_args!("the connection to {shown} broke"))
                 .caused_by_root(&error),
@@ -319,9 +320,16 @@ fn certificate(base: Error, host: &str, error: &rustls::Error) -> Error {
         ) => base
             .because(format_args!("the certificate of {host} is out of its dates"))
             .hint(clock),
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => base
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::Other(_),
+        ) if tls::is_untrusted(error) => base
             .because(format_args!(
-                "the certificate of {host} is signed by an authority that this host does not trust"
+                "the certificate of {host} is signed by {}that this host does not trust",
+                match error {
+                    rustls::Error::InvalidCertificate(CertificateError::Other(_)) =>
+                        "itself, an authority ",
+                    _ => "an authority ",
+                }
             ))
             .hint("with a private CA, add its certificate to the host's trust store, or as `ca` to the registry's hosts.toml; else somebody intercepts the connection")
             .retry(false),
@@ -337,6 +345,7 @@ fn certificate(base: Error, host: &str, error: &rustls::Error) -> Error {
             | AlertDescription::BadCertificate
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
             | AlertDescription::CertificateUnknown),
         ) => base
             .because(format_args!("{host} refuses who we are: TLS alert {alert:?}"))

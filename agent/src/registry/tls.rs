@@ -111,6 +111,20 @@ pub(super) fn check_pair(pair: &ClientPair) -> Result<(), rustls::Error> {
     certified(pair, &provider()).map(drop)
 }
 
+/// Whether a certificate failed because nobody who is trusted here signed it.
+pub(super) fn is_untrusted(error: &rustls::Error) -> bool {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
+        rustls::Error::InvalidCertificate(CertificateError::Other(why)) => is_ca_itself(why),
+        _ => false,
+    }
+}
+
+/// The library has no name for it.
+fn is_ca_itself(why: &rustls::OtherError) -> bool {
+    why.to_string() == "CaUsedAsEndEntity"
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -193,7 +207,7 @@ impl ServerCertVerifier for OrItself {
         match verdict {
             // Found after the dates were looked at, and before the name is.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(why)))
-                if why.to_string() == "CaUsedAsEndEntity" && self.known.contains(end_entity) =>
+                if is_ca_itself(&why) && self.known.contains(end_entity) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -303,7 +317,46 @@ impl ResolvesClientCert for ClientKeys {
 
 #[cfg(test)]
 mod tests {
+    use rustls::pki_types::pem::PemObject;
+
     use super::*;
+
+    #[test]
+    fn of_several_client_certificates_the_servers_hint_chooses() {
+        let pem = |bytes: &[u8]| CertificateDer::from_pem_slice(bytes).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_slice(include_bytes!("testdata/key.pem")).expect("a key");
+        let signing = provider()
+            .key_provider
+            .load_private_key(key)
+            .expect("usable");
+        let (a, b) = (
+            pem(include_bytes!("testdata/good.pem")),
+            pem(include_bytes!("testdata/other.pem")),
+        );
+        let hint = b
+            .windows(24)
+            .find(|part| !a.windows(24).any(|other| other == *part))
+            .expect("they differ")
+            .to_vec();
+        let keys = ClientKeys(
+            [&a, &b]
+                .map(|certificate| {
+                    Arc::new(CertifiedKey::new(
+                        vec![certificate.clone()],
+                        signing.clone(),
+                    ))
+                })
+                .into(),
+        );
+        let all = provider()
+            .signature_verification_algorithms
+            .supported_schemes();
+        let chosen = |hints: &[&[u8]]| keys.resolve(hints, &all).expect("one").cert[0].clone();
+        assert_eq!(chosen(&[]), a);
+        assert_eq!(chosen(&[&hint]), b);
+        assert_eq!(chosen(&[b"nobody's name", &[]]), a);
+        assert!(keys.resolve(&[], &[]).is_none());
+    }
 
     #[test]
     fn both_protocols_are_offered() {
