@@ -42,8 +42,7 @@ pub(super) struct Ask {
     pub(super) form: Option<Secret>,
 }
 
-/// What came back, and from where.
-#[derive(Debug)]
+/// What came back, and from where. It has no `Debug`: the address may be signed.
 pub(super) struct Answer {
     pub(super) response: Response,
     pub(super) url: Url,

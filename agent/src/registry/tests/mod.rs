@@ -5,6 +5,7 @@ mod blobs;
 mod failures;
 mod manifests;
 mod resume;
+mod secrets;
 mod tls;
 
 use std::time::Duration;
