@@ -288,14 +288,20 @@ impl Auth {
     ) -> Result<Step> {
         let lines = answer.headers().get_all(WWW_AUTHENTICATE);
         let challenges = challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()));
-        let challenge = challenges.into_iter().next();
-        if answer.status().as_u16() == 401 {
+        let mut challenge = challenges.into_iter().next();
+        let unauthorized = answer.status().as_u16() == 401;
+        if unauthorized {
             let Some(challenge) = &challenge else {
                 return Ok(Step::GiveUp);
             };
             self.remember(subject, challenge, round.anonymous);
+        } else if used.as_ref().is_some_and(|used| !used.fresh) {
+            // Some registries say 403 of a login that has expired.
+            challenge = challenge.or_else(|| self.known(subject).map(|known| known.challenge));
+        }
+        if let Some(challenge) = &challenge {
             let stale = match &used {
-                None if !round.asked => {
+                None if unauthorized && !round.asked => {
                     round.asked = true;
                     Some(None)
                 }

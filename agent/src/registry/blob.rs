@@ -114,8 +114,7 @@ pub(super) fn open(
     })
 }
 
-/// The body of one answer.
-#[derive(Debug)]
+/// The body of one answer. It has no `Debug`: the address may be signed.
 pub(super) struct Reading {
     target: Target,
     url: reqwest::Url,

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use base64::Engine;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::{Method, Url};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
+    announced::{DocumentHeaders, described, fitting, inline, is_foreign},
     asking::{Asking, Troubles},
     auth::{Subject, Who},
     blob::{self, Misfit, Reading},
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     kind::Kind,
-    oci::{Descriptor, Digest, Document, DocumentKind, Hasher, MediaType, Reference, Verified},
+    oci::{Descriptor, Digest, Document, Hasher, Reference, Verified},
     source::{BlobStream, Source},
 };
 
@@ -44,7 +44,7 @@ const ACCEPT_MANIFEST: &str = concat!(
 const ACCEPT_BLOB: &str = "*/*";
 
 /// The limit that registries themselves have.
-const MAX_MANIFEST: usize = 4 << 20;
+pub(super) const MAX_MANIFEST: usize = 4 << 20;
 /// Addresses of a foreign layer that are tried.
 const MAX_FOREIGN: usize = 4;
 
@@ -578,67 +578,4 @@ impl At<'_> {
     fn context(&self, error: Error) -> Error {
         error.registry(&self.subject.domain)
     }
-}
-
-/// The headers that describe a document.
-struct DocumentHeaders {
-    content_type: Option<String>,
-    digest: Option<Digest>,
-}
-
-/// What the headers of a HEAD say, if all of it can be used.
-fn described(answer: &Answer, asked: Option<&Digest>) -> Option<Descriptor> {
-    if answer.status().as_u16() != 200 || answer.encoding().is_some() {
-        return None;
-    }
-    let digest = Digest::parse(answer.header("docker-content-digest")?.trim()).ok()?;
-    if asked.is_some_and(|asked| *asked != digest) {
-        return None;
-    }
-    let size = answer
-        .length()
-        .filter(|size| (1..=MAX_MANIFEST as u64).contains(size))?;
-    let media_type = MediaType::parse(answer.header("content-type")?);
-    (media_type.is_index() || media_type.is_manifest())
-        .then(|| Descriptor::new(media_type, digest, size))
-}
-
-/// A child must be of the kind that its parent says.
-fn fitting(document: Document, descriptor: &Descriptor) -> Result<Document> {
-    let is_index = matches!(document.kind, DocumentKind::Index(_));
-    let said = &descriptor.media_type;
-    if (said.is_index() && !is_index) || (said.is_manifest() && is_index) {
-        let name = |index| if index { "an index" } else { "a manifest" };
-        return Err(Error::new(
-            Kind::InvalidContent,
-            format_args!(
-                "document {} is {}, but its parent says it is {}",
-                descriptor.digest,
-                name(is_index),
-                name(!is_index)
-            ),
-        )
-        .hint("such a document can show different images to different clients; it is refused"));
-    }
-    Ok(document)
-}
-
-/// The content that the descriptor carries itself, if it is what the descriptor says.
-fn inline(descriptor: &Descriptor) -> Option<Bytes> {
-    let data = descriptor.data.as_deref()?;
-    if data.len() > MAX_MANIFEST {
-        return None;
-    }
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(data)
-        .ok()?;
-    let verified = Verified::check(bytes.into(), &descriptor.digest).ok()?;
-    (verified.size() == descriptor.size).then(|| verified.bytes().clone())
-}
-
-fn is_foreign(descriptor: &Descriptor) -> bool {
-    matches!(
-        descriptor.media_type,
-        MediaType::Layer { foreign: true, .. }
-    ) && !descriptor.urls.is_empty()
 }

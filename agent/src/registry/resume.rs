@@ -21,7 +21,6 @@ use crate::{
 };
 
 /// An answer, and which server of the repository gave it.
-#[derive(Debug)]
 pub(super) struct Opened {
     pub(super) reading: Reading,
     pub(super) origin: String,

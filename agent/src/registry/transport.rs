@@ -50,8 +50,7 @@ pub(super) struct Ask {
     pub(super) hurried: bool,
 }
 
-/// What came back, and from where.
-#[derive(Debug)]
+/// What came back, and from where. It has no `Debug`: the address may be signed.
 pub(super) struct Answer {
     pub(super) response: Response,
     pub(super) url: Url,

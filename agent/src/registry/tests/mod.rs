@@ -6,6 +6,7 @@ mod failures;
 mod manifests;
 mod mirrors;
 mod resume;
+mod secrets;
 mod tls;
 
 use std::time::Duration;
