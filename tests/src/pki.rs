@@ -72,8 +72,21 @@ impl Authority {
         let authority = Self { dir };
         authority.key("ca.key");
         authority.openssl(&[
-            "req", "-x509", "-new", "-key", "ca.key", "-out", "ca.pem", "-days", "3650", "-subj",
-            "/CN=edgepull lab authority", "-config", "ca.cnf", "-extensions", "v3_ca",
+            "req",
+            "-x509",
+            "-new",
+            "-key",
+            "ca.key",
+            "-out",
+            "ca.pem",
+            "-days",
+            "3650",
+            "-subj",
+            "/CN=edgepull lab authority",
+            "-config",
+            "ca.cnf",
+            "-extensions",
+            "v3_ca",
         ]);
         authority
     }
@@ -87,7 +100,13 @@ impl Authority {
     #[track_caller]
     fn key(&self, name: &str) {
         self.openssl(&[
-            "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", name,
+            "genpkey",
+            "-algorithm",
+            "EC",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-out",
+            name,
         ]);
     }
 
@@ -117,8 +136,20 @@ impl Authority {
         let subject = format!("/CN={name}");
         let alternatives = format!("subjectAltName={}", alternatives.join(","));
         self.openssl(&[
-            "req", "-new", "-key", &key, "-out", &request, "-subj", &subject, "-config", "ca.cnf",
-            "-addext", &alternatives, "-addext", "extendedKeyUsage=serverAuth,clientAuth",
+            "req",
+            "-new",
+            "-key",
+            &key,
+            "-out",
+            &request,
+            "-subj",
+            &subject,
+            "-config",
+            "ca.cnf",
+            "-addext",
+            &alternatives,
+            "-addext",
+            "extendedKeyUsage=serverAuth,clientAuth",
         ]);
         let (start, end) = match validity {
             Validity::Now => ("20200101000000Z", "20491231235959Z"),
@@ -126,8 +157,19 @@ impl Authority {
             Validity::Future => ("20450101000000Z", "20491231235959Z"),
         };
         self.openssl(&[
-            "ca", "-batch", "-notext", "-config", "ca.cnf", "-startdate", start, "-enddate", end,
-            "-in", &request, "-out", &cert,
+            "ca",
+            "-batch",
+            "-notext",
+            "-config",
+            "ca.cnf",
+            "-startdate",
+            start,
+            "-enddate",
+            end,
+            "-in",
+            &request,
+            "-out",
+            &cert,
         ]);
         let at = |file: &str| self.dir.path().join(file);
         Identity {

@@ -63,6 +63,11 @@ pub(crate) struct Global {
     )]
     pub(crate) snapshotter: Option<String>,
 
+    /// Tree of hosts.toml files: mirrors, CAs and client certificates for each registry
+    /// (several with `:` between) [default: the engine's, e.g. /etc/containerd/certs.d]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) hosts_dir: Option<PathBuf>,
+
     /// Talk http instead of https to the registries of this call
     #[arg(long, global = true)]
     pub(crate) plain_http: bool,

@@ -124,10 +124,12 @@ impl Ingest<'_> {
                     Cause::Mismatch => {
                         // The ingest is kept with its bad bytes, and would be resumed for ever.
                         engine.abort_ingest(&reference(&engine, descriptor)).await?;
-                        if restarted || !(run.foreign || self.source.pieced(descriptor)) {
+                        let elsewhere = self.source.distrust(descriptor);
+                        let joint = run.foreign || self.source.pieced(descriptor);
+                        if !elsewhere && (restarted || !joint) {
                             return Err(self.mismatch(descriptor, failure.error));
                         }
-                        restarted = true;
+                        restarted |= !elsewhere;
                         run = run.restarted();
                     }
                     _ => return Err(failure.error),
@@ -141,10 +143,12 @@ impl Ingest<'_> {
                     engine.abort_ingest(&reference(&engine, descriptor)).await?;
                     // Bytes of several answers, or of an earlier run, may not fit together:
                     // once more, from nothing.
-                    if restarted || !(run.foreign || self.source.pieced(descriptor)) {
+                    let elsewhere = self.source.distrust(descriptor);
+                    let joint = run.foreign || self.source.pieced(descriptor);
+                    if !elsewhere && (restarted || !joint) {
                         return Err(self.named(error));
                     }
-                    restarted = true;
+                    restarted |= !elsewhere;
                     run = run.restarted();
                 }
             }

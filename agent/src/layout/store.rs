@@ -201,11 +201,11 @@ impl Layout {
                 // the joint of several answers, or the source cannot start in the middle:
                 // once more, from nothing.
                 Err(error)
-                    if !restarted
-                        && (offset > 0 || source.pieced(descriptor))
-                        && matches!(error.kind(), Kind::InvalidContent | Kind::Unsupported) =>
+                    if matches!(error.kind(), Kind::InvalidContent | Kind::Unsupported)
+                        && (source.distrust(descriptor)
+                            || !std::mem::replace(&mut restarted, true)
+                                && (offset > 0 || source.pieced(descriptor))) =>
                 {
-                    restarted = true;
                     let began;
                     (ingest, began) = step(ingest, Ingest::restart).await?;
                     began?;

@@ -17,7 +17,7 @@ use super::{
     challenge::{self, Bearer, Challenge},
     credentials::{Credentials, Found},
     docker_config::Login,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Route},
     notices::Notices,
     retry::Budget,
     token,
@@ -44,6 +44,12 @@ pub(super) struct Subject {
     pub(super) origin: String,
     pub(super) plain_http: bool,
     pub(super) host: Option<String>,
+    /// Under which name credentials are looked up: a mirror's own, at a mirror.
+    pub(super) account: Arc<str>,
+    pub(super) is_mirror: bool,
+    pub(super) route: Arc<Route>,
+    /// Another server follows, so this one is not waited for as long.
+    pub(super) hurried: bool,
 }
 
 impl Subject {
@@ -54,6 +60,14 @@ impl Subject {
             origin: endpoint.origin(),
             plain_http: endpoint.is_plain_http(),
             host: endpoint.host().map(str::to_owned),
+            account: if endpoint.is_mirror() {
+                endpoint.authority().into()
+            } else {
+                repository.domain().into()
+            },
+            is_mirror: endpoint.is_mirror(),
+            route: endpoint.route().clone(),
+            hurried: false,
         }
     }
 
@@ -63,8 +77,13 @@ impl Subject {
 
     /// Our own scope and the challenge's, each once, in a stable order.
     fn scopes(&self, bearer: &Bearer) -> Vec<String> {
-        let mut scopes = vec![self.scope()];
         let theirs = bearer.scope.as_deref().unwrap_or_default();
+        // A mirror may have the repository under another name, which only it knows.
+        let mut scopes = if self.is_mirror && !theirs.trim().is_empty() {
+            Vec::new()
+        } else {
+            vec![self.scope()]
+        };
         scopes.extend(theirs.split_ascii_whitespace().map(str::to_owned));
         scopes.sort();
         scopes.dedup();
@@ -105,6 +124,8 @@ struct Known {
 
 #[derive(PartialEq, Eq, Hash, Clone)]
 struct GrantKey {
+    /// Mirrors may name the same realm; what one may present is not the other's.
+    account: Arc<str>,
     realm: String,
     service: Option<String>,
     scopes: Vec<String>,
@@ -373,12 +394,14 @@ impl Auth {
     ) -> Result<Option<Access>, Refused> {
         let key = match challenge {
             Challenge::Basic => GrantKey {
+                account: subject.account.clone(),
                 realm: subject.origin.clone(),
                 service: None,
                 scopes: vec![subject.scope()],
                 anonymous,
             },
             Challenge::Bearer(bearer) => GrantKey {
+                account: subject.account.clone(),
                 realm: bearer.realm.clone(),
                 service: bearer.service.clone(),
                 scopes: subject.scopes(bearer),
@@ -398,7 +421,7 @@ impl Auth {
             None
         } else {
             self.credentials
-                .lookup(&subject.domain, &subject.path)
+                .lookup(&subject.account, &subject.path, subject.is_mirror)
                 .await
                 .map_err(|error| Refused {
                     error: error.registry(&subject.domain),

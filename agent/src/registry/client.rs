@@ -1,14 +1,14 @@
 //! The client: settings, connections and grants, shared by all repositories.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
 
 use super::{
-    auth::Auth, blob::Flow, credentials::Credentials, hosts, notices::Notices, pace::Pace,
-    quota::Quota, repo::Repo, retry::Policy, transport::Transport,
+    auth::Auth, blob::Flow, credentials::Credentials, hosts::Hosts, notices::Notices, pace::Pace,
+    quota::Quota, repo::Repo, retry::Policy, tls::Trust, transport::Transport,
 };
-use crate::{error::Result, oci::Reference};
+use crate::oci::Reference;
 
 /// Long enough for a satellite link, short enough to try another host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -25,6 +25,8 @@ const USER_AGENT: &str = concat!("edgepull/", env!("CARGO_PKG_VERSION"));
 pub struct Settings {
     /// Plain http for every registry (`--plain-http`).
     pub plain_http: bool,
+    /// containerd's trees of `hosts.toml` files, the first that knows a registry counts.
+    pub hosts_dirs: Vec<PathBuf>,
     /// Who asks.
     pub credentials: Credentials,
     /// For name lookup, connection and TLS handshake together.
@@ -49,6 +51,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             plain_http: false,
+            hosts_dirs: Vec::new(),
             credentials: Credentials::none(),
             connect_timeout: CONNECT_TIMEOUT,
             read_timeout: READ_TIMEOUT,
@@ -69,7 +72,7 @@ pub struct Client {
 }
 
 pub(super) struct Shared {
-    pub(super) plain_http: bool,
+    pub(super) hosts: Hosts,
     pub(super) retry: Policy,
     pub(super) transport: Transport,
     pub(super) auth: Auth,
@@ -80,19 +83,22 @@ pub(super) struct Shared {
 
 impl Client {
     /// Reads the host's certificate store; connects to nobody yet.
-    pub fn new(settings: Settings) -> Result<Self> {
-        let transport = Transport::new(&settings)?;
-        Ok(Self::with_transport(settings, transport))
+    pub fn new(settings: Settings) -> Self {
+        let trust = super::tls::system();
+        Self::trusting(settings, trust)
     }
 
-    pub(super) fn with_transport(settings: Settings, transport: Transport) -> Self {
+    pub(super) fn trusting(settings: Settings, trust: Trust) -> Self {
         let notices = Notices::default();
         Self {
             shared: Arc::new(Shared {
-                plain_http: settings.plain_http,
+                transport: Transport::trusting(&settings, trust, notices.clone()),
                 retry: settings.retry,
-                transport,
                 auth: Auth::new(settings.credentials, notices.clone()),
+                hosts: Hosts {
+                    roots: settings.hosts_dirs,
+                    plain_http: settings.plain_http,
+                },
                 notices,
                 flow: Flow {
                     stall: settings.stall_timeout,
@@ -132,7 +138,7 @@ impl Client {
     /// The repository of `reference`, to be asked for it and for what it points to.
     pub fn repository(&self, reference: &Reference) -> Repo {
         let domain = reference.repository().domain();
-        let endpoints = hosts::endpoints(domain, self.shared.plain_http);
+        let endpoints = self.shared.hosts.endpoints(domain, &self.shared.notices);
         Repo::new(self.clone(), reference.clone(), endpoints)
     }
 }
@@ -140,7 +146,7 @@ impl Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("plain_http", &self.shared.plain_http)
+            .field("hosts", &self.shared.hosts)
             .field("requests", &self.requests())
             .finish_non_exhaustive()
     }

@@ -7,19 +7,24 @@
 //! for the rest when an answer breaks off. Everything that arrives is bounded
 //! before it is held, and verified before it is believed.
 
+mod announced;
+mod asking;
 mod auth;
 mod blob;
 mod body;
 mod challenge;
 mod client;
+mod clients;
 mod credentials;
 mod docker_config;
 mod endpoint;
 mod failure;
+mod health;
 mod helper;
 mod hosts;
 mod notices;
 mod pace;
+mod proxy;
 mod quota;
 mod range;
 mod repo;
@@ -67,6 +72,11 @@ pub mod fuzzing {
     /// Reads the value of a `Content-Range` header.
     pub fn content_range(text: &str) {
         let _ = super::range::ContentRange::parse(text);
+    }
+
+    /// Reads a `hosts.toml`.
+    pub fn hosts_toml(text: &str) {
+        drop(super::hosts::parse(text));
     }
 
     /// Reads the headers about rate limits, one value a line.

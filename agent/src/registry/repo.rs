@@ -1,29 +1,31 @@
 //! One repository: its manifests and blobs, from the servers that answer for it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use base64::Engine;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::{Method, Url};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
+    announced::{DocumentHeaders, described, fitting, inline, is_foreign},
+    asking::{Asking, Troubles},
     auth::{Subject, Who},
     blob::{self, Misfit, Reading},
     body::{self, SMALL_BODY_TIME},
     client::Client,
     endpoint::{Capabilities, Endpoint},
     failure::{self, Target},
+    health::{self, Health, Namespaced},
     resume::{self, Opened},
-    retry::{Budget, Effort},
+    retry::{Budget, Effort, Policy},
     said,
     transport::{Answer, Ask},
 };
 use crate::{
     error::{Error, Result},
     kind::Kind,
-    oci::{Descriptor, Digest, Document, DocumentKind, Hasher, MediaType, Reference, Verified},
+    oci::{Descriptor, Digest, Document, Hasher, Reference, Verified},
     source::{BlobStream, Source},
 };
 
@@ -42,7 +44,7 @@ const ACCEPT_MANIFEST: &str = concat!(
 const ACCEPT_BLOB: &str = "*/*";
 
 /// The limit that registries themselves have.
-const MAX_MANIFEST: usize = 4 << 20;
+pub(super) const MAX_MANIFEST: usize = 4 << 20;
 /// Addresses of a foreign layer that are tried.
 const MAX_FOREIGN: usize = 4;
 
@@ -55,6 +57,7 @@ pub struct Repo {
     endpoints: Result<Arc<[Endpoint]>>,
     /// Shared by all requests that this value and its clones make.
     effort: Arc<Effort>,
+    pub(super) troubles: Arc<Troubles>,
 }
 
 impl Repo {
@@ -68,6 +71,7 @@ impl Repo {
             reference,
             endpoints: endpoints.map(Into::into),
             effort: Arc::default(),
+            troubles: Arc::default(),
         }
     }
 
@@ -80,27 +84,43 @@ impl Repo {
     /// used (no digest, no length, another status than 200): then [`Repo::get`] tells.
     /// It is a claim of the registry; nothing is verified yet.
     pub async fn head(&self) -> Result<Option<Descriptor>> {
-        let mut first = None;
-        for at in self.servers(|can| can.resolve)? {
+        let mut asking = Asking::new(self, self.resolving(), None)?;
+        let mut unclear = false;
+        while let Some(at) = asking.next() {
             match at.head().await {
-                Ok(found) => return Ok(found),
-                Err(error) => first = first.or(Some(error)),
+                Ok(Some(found)) => return Ok(Some(found)),
+                // Another host may say it; if none does, the GET asks all of them again.
+                Ok(None) => unclear = true,
+                Err(error) => asking.failed(&at, error),
             }
         }
-        Err(self.verdict(first))
+        if unclear {
+            return Ok(None);
+        }
+        Err(asking.verdict())
     }
 
     /// Fetches what the reference points at. A digest reference is verified; for a tag
     /// the body's own hash is the digest, whatever the registry's header says.
     pub async fn get(&self) -> Result<Document> {
-        let mut first = None;
-        for at in self.servers(|can| can.resolve)? {
+        let mut asking = Asking::new(self, self.resolving(), None)?;
+        while let Some(at) = asking.next() {
             match at.get().await {
                 Ok(found) => return Ok(found),
-                Err(error) => first = first.or(Some(error)),
+                Err(error) => asking.failed(&at, error),
             }
         }
-        Err(self.verdict(first))
+        Err(asking.verdict())
+    }
+
+    /// What a server must be able to do, to be asked for the reference: a digest cannot
+    /// be answered wrongly.
+    fn resolving(&self) -> fn(Capabilities) -> bool {
+        if self.reference.digest().is_some() {
+            |can| can.pull
+        } else {
+            |can| can.resolve
+        }
     }
 
     pub(super) fn effort(&self) -> &Effort {
@@ -125,38 +145,65 @@ impl Repo {
         offset: u64,
         budget: &mut Budget,
     ) -> Result<Opened> {
-        let mut first = None;
-        for at in self.servers(|can| can.pull)? {
+        let digest = &descriptor.digest;
+        let mut asking = Asking::new(self, |can| can.pull, Some(digest))?;
+        while let Some(at) = asking.next() {
             match at.blob(descriptor, offset, budget).await {
-                Ok(found) => return Ok(found),
-                Err(error) => first = first.or(Some(error)),
+                Ok(found) => {
+                    self.troubles.serves(digest, at.index, offset == 0);
+                    return Ok(found);
+                }
+                Err(error) => asking.failed(&at, error),
             }
         }
-        Err(self.verdict(first))
+        Err(asking.verdict())
     }
 
-    /// The servers to ask, in order; the first that delivers wins.
-    fn servers(&self, able: fn(Capabilities) -> bool) -> Result<Vec<At<'_>>> {
-        let endpoints = match &self.endpoints {
-            Ok(endpoints) => endpoints,
-            Err(error) => return Err(self.verdict(Some(error.clone()))),
+    /// A body from the server at `index` broke off. Whether another one is there that did
+    /// not yet fail with this blob: it need not be waited for.
+    pub(super) fn broke(&self, descriptor: &Descriptor, index: usize, error: &Error) -> bool {
+        let Ok(endpoints) = self.endpoints() else {
+            return false;
         };
-        Ok(endpoints
-            .iter()
-            .filter(|endpoint| able(endpoint.capabilities()))
-            .map(|endpoint| At {
-                repo: self,
-                endpoint,
-                subject: Subject::new(self.reference.repository(), endpoint),
-            })
-            .collect())
+        if let Some(endpoint) = endpoints.get(index) {
+            let weight = if error.kind() == Kind::Timeout {
+                health::DEAD
+            } else {
+                health::ODD
+            };
+            let why = error.causes().join("; ");
+            self.health()
+                .bad(&endpoint.route().origin, weight, None, &why);
+        }
+        self.troubles
+            .broke(&descriptor.digest, index, &Self::pulling(endpoints))
     }
 
-    /// The error of a repository whose servers all failed; the first one's, because
-    /// the servers are asked in the order of preference.
-    fn verdict(&self, first: Option<Error>) -> Error {
-        first
-            .unwrap_or_else(|| Error::new(Kind::Config, "no server is configured for it"))
+    fn pulling(endpoints: &[Endpoint]) -> BTreeSet<usize> {
+        let able = endpoints.iter().enumerate();
+        able.filter(|(_, endpoint)| endpoint.capabilities().pull)
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    pub(super) fn endpoints(&self) -> Result<&[Endpoint]> {
+        match &self.endpoints {
+            Ok(endpoints) => Ok(endpoints),
+            Err(error) => Err(self.named(error.clone())),
+        }
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        self.client.shared.transport.health()
+    }
+
+    /// Tells the user what did not stop the work.
+    pub(super) fn say(&self, text: String) {
+        self.client.shared.notices.say(text);
+    }
+
+    pub(super) fn named(&self, error: Error) -> Error {
+        error
             .registry(self.reference.repository().domain())
             .reference(self.reference.typed())
     }
@@ -169,14 +216,14 @@ impl Source for Repo {
                 let verified = Verified::check(bytes, &descriptor.digest)?;
                 return fitting(Document::parse(&verified, None)?, descriptor);
             }
-            let mut first = None;
-            for at in self.servers(|can| can.pull)? {
+            let mut asking = Asking::new(self, |can| can.pull, None)?;
+            while let Some(at) = asking.next() {
                 match at.document(descriptor).await {
                     Ok(found) => return Ok(found),
-                    Err(error) => first = first.or(Some(error)),
+                    Err(error) => asking.failed(&at, error),
                 }
             }
-            Err(self.verdict(first))
+            Err(asking.verdict())
         })
     }
 
@@ -208,6 +255,23 @@ impl Source for Repo {
         })
     }
 
+    fn distrust(&self, descriptor: &Descriptor) -> bool {
+        let Ok(endpoints) = self.endpoints() else {
+            return false;
+        };
+        let digest = &descriptor.digest;
+        let (guilty, others) = self.troubles.distrust(digest, &Self::pulling(endpoints));
+        if others {
+            for endpoint in guilty.into_iter().filter_map(|index| endpoints.get(index)) {
+                let host = endpoint.authority();
+                self.say(format!(
+                    "{host} sent wrong bytes for blob {digest}; it is fetched from another host"
+                ));
+            }
+        }
+        others
+    }
+
     fn pieced(&self, descriptor: &Descriptor) -> bool {
         self.effort.is_pieced(&descriptor.digest)
     }
@@ -218,33 +282,87 @@ impl Source for Repo {
 }
 
 /// The repository at one of its servers.
-struct At<'a> {
-    repo: &'a Repo,
-    endpoint: &'a Endpoint,
-    subject: Subject,
+pub(super) struct At<'a> {
+    pub(super) repo: &'a Repo,
+    pub(super) endpoint: &'a Endpoint,
+    /// Its place in the list.
+    pub(super) index: usize,
+    pub(super) subject: Subject,
 }
 
 impl At<'_> {
+    /// Every host is asked before any is waited for.
     fn budget(&self) -> Budget {
-        Budget::new(self.repo.client.shared.retry, self.repo.effort.clone())
+        let policy = self.repo.client.shared.retry;
+        let policy = if self.subject.hurried {
+            Policy { tries: 1, ..policy }
+        } else {
+            policy
+        };
+        Budget::new(policy, self.repo.effort.clone())
     }
 
     async fn send(&self, ask: &Ask, budget: &mut Budget) -> Result<(Answer, Who)> {
         let shared = &self.repo.client.shared;
-        shared
+        let origin = &self.subject.origin;
+        let answered = shared
             .auth
             .send(&shared.transport, &self.subject, ask, budget)
-            .await
+            .await?;
+        if ask.url.query().is_none() || !self.endpoint.is_mirror() {
+            return Ok(answered);
+        }
+        let status = answered.0.status();
+        if status.is_success() {
+            self.repo.health().set_namespaced(origin, Namespaced::Yes);
+        }
+        // Strict servers refuse the parameter. One that says "not found" may know the
+        // registry and lack the content: without the parameter it could name another
+        // registry's tag, but not another's digest.
+        let refused = status.as_u16() == 400 || (status.as_u16() == 404 && ask.target.is_pinned());
+        if !refused || self.repo.health().namespaced(origin) != Namespaced::Unknown {
+            return Ok(answered);
+        }
+        let mut bare = Ask {
+            target: ask.target.clone(),
+            method: ask.method.clone(),
+            url: ask.url.clone(),
+            accept: ask.accept,
+            range: ask.range,
+            form: None,
+            route: ask.route.clone(),
+            hurried: ask.hurried,
+        };
+        bare.url.set_query(None);
+        let again = shared
+            .auth
+            .send(&shared.transport, &self.subject, &bare, budget)
+            .await;
+        match again {
+            Ok(again) if again.0.status().is_success() => {
+                self.repo.health().set_namespaced(origin, Namespaced::No);
+                Ok(again)
+            }
+            _ => Ok(answered),
+        }
+    }
+
+    fn url(&self, collection: &str, name: &str) -> Url {
+        let namespaced = self.repo.health().namespaced(&self.subject.origin) != Namespaced::No;
+        self.endpoint
+            .url(&self.subject.path, collection, name, namespaced)
     }
 
     fn manifest(&self, method: Method, name: &str) -> Ask {
         Ask {
             target: Target::manifest(&self.repo.reference, name),
             method,
-            url: self.endpoint.url(&self.subject.path, "manifests", name),
+            url: self.url("manifests", name),
             accept: ACCEPT_MANIFEST,
             range: None,
             form: None,
+            route: Some(self.endpoint.route().clone()),
+            hurried: self.subject.hurried,
         }
     }
 
@@ -352,16 +470,23 @@ impl At<'_> {
         budget: &mut Budget,
     ) -> Result<Opened> {
         let digest = &descriptor.digest;
+        // Every host is asked before any is waited for.
+        let mut one = self.budget();
+        let budget = if self.subject.hurried {
+            &mut one
+        } else {
+            budget
+        };
         let mut ask = Ask {
             target: Target::blob(&self.repo.reference, digest),
             method: Method::GET,
-            url: self
-                .endpoint
-                .url(&self.subject.path, "blobs", digest.as_str()),
+            url: self.url("blobs", digest.as_str()),
             accept: ACCEPT_BLOB,
             // Closed: some registries refuse an open range.
             range: (offset > 0).then(|| (offset, descriptor.size.saturating_sub(1))),
             form: None,
+            route: Some(self.endpoint.route().clone()),
+            hurried: self.subject.hurried,
         };
         let flow = &self.repo.client.shared.flow;
         let opened = |reading: Reading| {
@@ -369,7 +494,11 @@ impl At<'_> {
             if reading.ignores_range() {
                 self.repo.effort.range_ignored(&origin);
             }
-            Opened { reading, origin }
+            Opened {
+                reading,
+                origin,
+                index: self.index,
+            }
         };
         loop {
             let (answer, who) = self.send(&ask, budget).await?;
@@ -420,6 +549,8 @@ impl At<'_> {
                 accept: ACCEPT_BLOB,
                 range: ask.range,
                 form: None,
+                route: None,
+                hurried: false,
             };
             let transport = &self.repo.client.shared.transport;
             let flow = &self.repo.client.shared.flow;
@@ -447,67 +578,4 @@ impl At<'_> {
     fn context(&self, error: Error) -> Error {
         error.registry(&self.subject.domain)
     }
-}
-
-/// The headers that describe a document.
-struct DocumentHeaders {
-    content_type: Option<String>,
-    digest: Option<Digest>,
-}
-
-/// What the headers of a HEAD say, if all of it can be used.
-fn described(answer: &Answer, asked: Option<&Digest>) -> Option<Descriptor> {
-    if answer.status().as_u16() != 200 || answer.encoding().is_some() {
-        return None;
-    }
-    let digest = Digest::parse(answer.header("docker-content-digest")?.trim()).ok()?;
-    if asked.is_some_and(|asked| *asked != digest) {
-        return None;
-    }
-    let size = answer
-        .length()
-        .filter(|size| (1..=MAX_MANIFEST as u64).contains(size))?;
-    let media_type = MediaType::parse(answer.header("content-type")?);
-    (media_type.is_index() || media_type.is_manifest())
-        .then(|| Descriptor::new(media_type, digest, size))
-}
-
-/// A child must be of the kind that its parent says.
-fn fitting(document: Document, descriptor: &Descriptor) -> Result<Document> {
-    let is_index = matches!(document.kind, DocumentKind::Index(_));
-    let said = &descriptor.media_type;
-    if (said.is_index() && !is_index) || (said.is_manifest() && is_index) {
-        let name = |index| if index { "an index" } else { "a manifest" };
-        return Err(Error::new(
-            Kind::InvalidContent,
-            format_args!(
-                "document {} is {}, but its parent says it is {}",
-                descriptor.digest,
-                name(is_index),
-                name(!is_index)
-            ),
-        )
-        .hint("such a document can show different images to different clients; it is refused"));
-    }
-    Ok(document)
-}
-
-/// The content that the descriptor carries itself, if it is what the descriptor says.
-fn inline(descriptor: &Descriptor) -> Option<Bytes> {
-    let data = descriptor.data.as_deref()?;
-    if data.len() > MAX_MANIFEST {
-        return None;
-    }
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(data)
-        .ok()?;
-    let verified = Verified::check(bytes.into(), &descriptor.digest).ok()?;
-    (verified.size() == descriptor.size).then(|| verified.bytes().clone())
-}
-
-fn is_foreign(descriptor: &Descriptor) -> bool {
-    matches!(
-        descriptor.media_type,
-        MediaType::Layer { foreign: true, .. }
-    ) && !descriptor.urls.is_empty()
 }

@@ -24,6 +24,8 @@ use crate::{
 pub(super) struct Opened {
     pub(super) reading: Reading,
     pub(super) origin: String,
+    /// That server's place in the list.
+    pub(super) index: usize,
 }
 
 /// The bytes of a blob from `offset` on.
@@ -110,7 +112,11 @@ impl Resuming {
     /// After a body that broke: waits, or gives up.
     async fn broken(&mut self, failed: Failed) -> Result<()> {
         // Its connection is closed before the wait.
-        let origin = self.current.take().map(|opened| opened.origin);
+        let (origin, index) = self
+            .current
+            .take()
+            .map(|opened| (opened.origin, opened.index))
+            .unzip();
         if failed.advice == Advice::Never {
             return Err(failed.error);
         }
@@ -128,6 +134,10 @@ impl Resuming {
                 .hint("the registry or a cache on the way ignores ranges, so that every interruption costs the whole blob again; use another mirror, or a better link"));
         }
         self.repo.effort().piece(&self.descriptor.digest);
+        // Every host is asked before any is waited for.
+        if index.is_some_and(|index| self.repo.broke(&self.descriptor, index, &failed.error)) {
+            return Ok(());
+        }
         self.pause(failed).await
     }
 

@@ -128,6 +128,18 @@ impl TestServer {
         self.address.to_string()
     }
 
+    pub(super) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Nobody listens there from now on.
+    pub(super) async fn stop(&self) {
+        self.task.abort();
+        while tokio::net::TcpStream::connect(self.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     pub(super) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }

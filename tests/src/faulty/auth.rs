@@ -201,7 +201,9 @@ fn token_admits(
     }
     let seen = ledger.note(token);
     let dead = tokens.uses.is_some_and(|uses| seen.uses >= uses)
-        || tokens.lives.is_some_and(|lives| seen.since.elapsed() > lives);
+        || tokens
+            .lives
+            .is_some_and(|lives| seen.since.elapsed() > lives);
     seen.uses += 1;
     if dead {
         let error = ",error=\"invalid_token\"";

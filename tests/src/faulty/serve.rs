@@ -290,9 +290,9 @@ impl Answer<'_> {
         action: Option<&Action>,
     ) -> io::Result<bool> {
         let (limit, piece) = match action {
-            Some(
-                Action::Truncate(n) | Action::Short(n) | Action::Stall(n) | Action::Reset(n),
-            ) => (length.min(*n), 1 << 16),
+            Some(Action::Truncate(n) | Action::Short(n) | Action::Stall(n) | Action::Reset(n)) => {
+                (length.min(*n), 1 << 16)
+            }
             Some(Action::Slow(piece, _)) => (length, *piece),
             _ => (length, 1 << 16),
         };

@@ -309,12 +309,11 @@ async fn plain_http_behind_https_is_recognised() {
 #[tokio::test]
 async fn without_certificates_only_https_fails() {
     let server = TestServer::start(|_| manifest()).await;
-    let tls = super::super::tls::Tls {
-        config: super::super::tls::with_roots(rustls::RootCertStore::empty()).expect("TLS"),
+    let trust = super::super::tls::Trust {
+        roots: Arc::new(rustls::RootCertStore::empty()),
         problem: Some(Error::new(Kind::Config, "no trusted CA certificates")),
     };
-    let transport = super::super::transport::Transport::with_tls(&quick(), tls).expect("HTTP");
-    let client = Client::with_transport(quick(), transport);
+    let client = Client::trusting(quick(), trust);
     repo(&client, &server, ":1").get().await.expect("over http");
     let reference = Reference::parse("r.example/a:1").expect("valid");
     let error = client

@@ -4,6 +4,7 @@ mod auth;
 mod blobs;
 mod failures;
 mod manifests;
+mod mirrors;
 mod resume;
 mod secrets;
 mod tls;
@@ -49,7 +50,7 @@ fn with(credentials: Credentials) -> Settings {
 }
 
 fn client(settings: Settings) -> Client {
-    Client::new(settings).expect("a client")
+    Client::new(settings)
 }
 
 /// `lib/app` at the server; `suffix` is `:tag` or `@digest`.

@@ -73,15 +73,22 @@ fn no_type_prints_its_secret() {
     is_silent(&token::basic("me", &secret()).expect("a header"));
     is_silent(&token::header(&format!("Bearer {SECRET}")).expect("a header"));
     let endpoint = Endpoint::registry("https", "r.example").expect("a host");
+    let mut header = reqwest::header::HeaderValue::from_static(SECRET);
+    header.set_sensitive(true);
+    let headers = std::iter::once((reqwest::header::AUTHORIZATION, header)).collect();
+    let endpoint = endpoint.with_route(headers, None, None);
+    is_silent(&endpoint);
     is_silent(&Subject::new(reference.repository(), &endpoint));
     is_silent(&Who::default());
     is_silent(&Ask {
         target: Target::manifest(&reference, "1"),
         method: reqwest::Method::POST,
-        url: endpoint.url("a/b", "manifests", "1"),
+        url: endpoint.url("a/b", "manifests", "1", true),
         accept: "*/*",
         range: None,
         form: Some(secret()),
+        route: Some(endpoint.route().clone()),
+        hurried: false,
     });
 }
 
