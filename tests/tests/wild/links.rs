@@ -1,0 +1,3 @@
+//! x
+use super::row::Row;
+pub(crate) fn rows() -> Vec<Row> { vec![] }
