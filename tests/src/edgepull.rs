@@ -55,10 +55,7 @@ impl Edgepull {
 
     /// The same in a network namespace ([`crate::shaped`]).
     #[track_caller]
-    pub fn in_netns<S: AsRef<OsStr>>(
-        namespace: &str,
-        args: impl IntoIterator<Item = S>,
-    ) -> Self {
+    pub fn in_netns<S: AsRef<OsStr>>(namespace: &str, args: impl IntoIterator<Item = S>) -> Self {
         let mut command = process::tied(Lab::get().installed("ip"));
         command
             .args(["netns", "exec", namespace])

@@ -214,7 +214,11 @@ fn connection(shared: &Arc<Shared>, mut client: TcpStream) -> io::Result<()> {
     // The other direction holds a copy of either socket: both must end for the close to be seen.
     let _closed = server.shutdown(Shutdown::Both);
     let reset = matches!(fault, Fault::Reset(_)) && left == 0;
-    let _closed = client.shutdown(if reset { Shutdown::Read } else { Shutdown::Both });
+    let _closed = client.shutdown(if reset {
+        Shutdown::Read
+    } else {
+        Shutdown::Both
+    });
     drop(client);
     let _ended = up.join();
     Ok(())

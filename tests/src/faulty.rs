@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use crate::http::find;
 use crate::image::Layout;
-pub(crate) use serve::parse;
 pub use auth::{Auth, SECRET_TOKEN, SIGNATURE, Signed, Tokens};
+pub(crate) use serve::parse;
 
 /// What a request is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

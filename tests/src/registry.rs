@@ -116,14 +116,17 @@ impl Registry {
                 "auth:\n  token:\n    realm: {realm}\n    service: {SERVICE}\n    issuer: {ISSUER}\n    rootcertbundle: {}\n",
                 signer.display()
             ),
-            Door::Tls { identity, clients, .. } => {
+            Door::Tls {
+                identity, clients, ..
+            } => {
                 let mut tls = format!(
                     "  tls:\n    certificate: {}\n    key: {}\n",
                     identity.cert.display(),
                     identity.key.display()
                 );
                 if let Some(clients) = clients {
-                    let _infallible = write!(tls, "    clientcas:\n      - {}\n", clients.display());
+                    let _infallible =
+                        write!(tls, "    clientcas:\n      - {}\n", clients.display());
                 }
                 tls
             }

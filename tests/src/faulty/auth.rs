@@ -1,6 +1,7 @@
 //! Who is let in: nobody asked, Basic, a token server in all its dialects, signed addresses.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use super::Request;
@@ -35,6 +36,10 @@ impl Auth {
 }
 
 /// A token server and what its tokens are worth.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one oddity, in any combination"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
     /// Who gets one by password.
@@ -181,7 +186,7 @@ fn token_admits(
             .unwrap_or_else(|| format!("http://{host}/token"))
     );
     if tokens.scope {
-        challenge.push_str(&format!(",scope=\"repository:{repository}:pull\""));
+        let _infallible = write!(challenge, ",scope=\"repository:{repository}:pull\"");
     }
     let Some(token) = sent
         .strip_prefix("Bearer ")
@@ -197,7 +202,9 @@ fn token_admits(
     }
     let seen = ledger.note(token);
     let dead = tokens.uses.is_some_and(|uses| seen.uses >= uses)
-        || tokens.lives.is_some_and(|lives| seen.since.elapsed() > lives);
+        || tokens
+            .lives
+            .is_some_and(|lives| seen.since.elapsed() > lives);
     seen.uses += 1;
     if dead {
         let error = ",error=\"invalid_token\"";

@@ -37,7 +37,10 @@ pub(crate) fn run(row: &Row, at: usize, world: &World) -> Line {
     if let Some(script) = &row.again {
         let first = call(&mut stage, &place, world);
         if first.output.code != Some(0) {
-            wrong.push(format!("the first pull fails: {}", first.output.transcript()));
+            wrong.push(format!(
+                "the first pull fails: {}",
+                first.output.transcript()
+            ));
         }
         for server in &stage.watched {
             server.turn(script(world));

@@ -47,7 +47,10 @@ fn limits() -> Vec<Row> {
         })
         .asks(2, 1, 4, 0),
         faulty("429 for hours", "§1 Docker Hub: quota", |_| {
-            vec![Rule::on(Kind::Tag, limited(&[("Retry-After", "21600")], TOO_MANY))]
+            vec![Rule::on(
+                Kind::Tag,
+                limited(&[("Retry-After", "21600")], TOO_MANY),
+            )]
         })
         .fails("rate_limited")
         .asks(1, 0, 0, 0)
@@ -58,10 +61,17 @@ fn limits() -> Vec<Row> {
         })
         .fails("rate_limited")
         .asks_within([2..=4, 0..=0, 0..=0, 0..=0]),
-        faulty("429 in HTML", "§1 Docker Hub: text or HTML with 429", |_| {
-            let page = "<html><head><title>Slow down</title></head></html>";
-            vec![Rule::on(Kind::Tag, limited(&[("Content-Type", "text/html")], page))]
-        })
+        faulty(
+            "429 in HTML",
+            "§1 Docker Hub: text or HTML with 429",
+            |_| {
+                let page = "<html><head><title>Slow down</title></head></html>";
+                vec![Rule::on(
+                    Kind::Tag,
+                    limited(&[("Content-Type", "text/html")], page),
+                )]
+            },
+        )
         .fails("rate_limited")
         .asks_within([2..=4, 0..=0, 0..=0, 0..=0])
         .says(&["Slow down"]),
@@ -85,10 +95,14 @@ fn limits() -> Vec<Row> {
             ]
         })
         .asks(2, 2, 4, 0),
-        faulty("the quota's headers do no harm", "§1 Docker Hub: ratelimit-limit", |_| {
-            let page = Action::Delay(Duration::ZERO);
-            vec![Rule::on(Kind::Tag, page)]
-        }),
+        faulty(
+            "the quota's headers do no harm",
+            "§1 Docker Hub: ratelimit-limit",
+            |_| {
+                let page = Action::Delay(Duration::ZERO);
+                vec![Rule::on(Kind::Tag, page)]
+            },
+        ),
     ]
 }
 
@@ -99,14 +113,20 @@ fn waited(seen: &super::row::Seen, ms: u128) -> Result<(), String> {
 
 fn bursts() -> Vec<Row> {
     vec![
-        faulty("500, 502, 503 and 504, one each", "§1 Quay: bursts on each step", |w| {
-            vec![
-                Rule::on(Kind::Tag, Action::status(500)).times(1),
-                Rule::on(Kind::Manifest, Action::status(502)).times(1),
-                Rule::on(Kind::Blob, Action::status(503)).what(&w.layer()).times(1),
-                Rule::on(Kind::Blob, Action::status(504)).times(1),
-            ]
-        })
+        faulty(
+            "500, 502, 503 and 504, one each",
+            "§1 Quay: bursts on each step",
+            |w| {
+                vec![
+                    Rule::on(Kind::Tag, Action::status(500)).times(1),
+                    Rule::on(Kind::Manifest, Action::status(502)).times(1),
+                    Rule::on(Kind::Blob, Action::status(503))
+                        .what(&w.layer())
+                        .times(1),
+                    Rule::on(Kind::Blob, Action::status(504)).times(1),
+                ]
+            },
+        )
         .asks(2, 2, 6, 0),
         faulty("502 twice on every step", "§1 Quay", |_| {
             vec![
@@ -148,7 +168,8 @@ fn bursts() -> Vec<Row> {
 }
 
 fn others() -> Vec<Row> {
-    let on_tag = |code: u16| move |_: &super::row::World| vec![Rule::on(Kind::Tag, Action::status(code))];
+    let on_tag =
+        |code: u16| move |_: &super::row::World| vec![Rule::on(Kind::Tag, Action::status(code))];
     vec![
         faulty("400 from the registry", "§5 400", on_tag(400))
             .fails("unavailable")
@@ -157,29 +178,49 @@ fn others() -> Vec<Row> {
             .fails("unavailable")
             .asks(1, 0, 0, 0)
             .says(&["proxy"]),
-        faulty("410", "§5 404", on_tag(410)).fails("not_found").asks(1, 0, 0, 0),
-        faulty("451", "§5 451", on_tag(451)).fails("unavailable").asks(1, 0, 0, 0),
-        faulty("501", "§5", on_tag(501)).fails("unavailable").asks(1, 0, 0, 0),
+        faulty("410", "§5 404", on_tag(410))
+            .fails("not_found")
+            .asks(1, 0, 0, 0),
+        faulty("451", "§5 451", on_tag(451))
+            .fails("unavailable")
+            .asks(1, 0, 0, 0),
+        faulty("501", "§5", on_tag(501))
+            .fails("unavailable")
+            .asks(1, 0, 0, 0),
         faulty("an answer that is no HTTP", "§7 plain HTTP on 443", |_| {
-            vec![Rule::on(Kind::Tag, Action::Raw(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()))]
+            vec![Rule::on(
+                Kind::Tag,
+                Action::Raw(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
+            )]
         })
         .fails("unavailable")
         .asks_within([1..=3, 0..=0, 0..=0, 0..=0]),
         faulty("204 without content", "§5 200", |_| {
-            vec![Rule::on(Kind::Tag, Action::Answer(204, Vec::new(), Vec::new()))]
+            vec![Rule::on(
+                Kind::Tag,
+                Action::Answer(204, Vec::new(), Vec::new()),
+            )]
         })
         .fails("unavailable")
         .asks(1, 0, 0, 0),
         faulty("an error text full of control characters", "§0.10", |_| {
             let body = "{\"errors\":[{\"code\":\"X\",\"message\":\"\\u001b[31mred\\u0007\"}]}";
-            vec![Rule::on(Kind::Tag, Action::Answer(403, Vec::new(), body.into()))]
+            vec![Rule::on(
+                Kind::Tag,
+                Action::Answer(403, Vec::new(), body.into()),
+            )]
         })
         .fails("unauthorized")
         .asks(1, 0, 0, 0)
         .check(|seen, _| {
             let told = &seen.run.output.stderr;
-            let last = told.lines().filter(|l| l.starts_with("error") || l.starts_with("caused"));
-            holds(!last.into_iter().any(|l| l.contains('\u{1b}')), "an escape reached the terminal")
+            let last = told
+                .lines()
+                .filter(|l| l.starts_with("error") || l.starts_with("caused"));
+            holds(
+                !last.into_iter().any(|l| l.contains('\u{1b}')),
+                "an escape reached the terminal",
+            )
         }),
     ]
 }
