@@ -17,9 +17,9 @@ use super::{
     challenge::{self, Bearer, Challenge},
     credentials::{Credentials, Found},
     docker_config::Login,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Route},
     notices::Notices,
-    retry::{Budget, Policy},
+    retry::Budget,
     token,
     transport::{Answer, Ask, Transport},
 };
@@ -44,6 +44,12 @@ pub(super) struct Subject {
     pub(super) origin: String,
     pub(super) plain_http: bool,
     pub(super) host: Option<String>,
+    /// Under which name credentials are looked up: a mirror's own, at a mirror.
+    pub(super) account: Arc<str>,
+    pub(super) is_mirror: bool,
+    pub(super) route: Arc<Route>,
+    /// Another server follows, so this one is not waited for as long.
+    pub(super) hurried: bool,
 }
 
 impl Subject {
@@ -54,6 +60,14 @@ impl Subject {
             origin: endpoint.origin(),
             plain_http: endpoint.is_plain_http(),
             host: endpoint.host().map(str::to_owned),
+            account: if endpoint.is_mirror() {
+                endpoint.authority().into()
+            } else {
+                repository.domain().into()
+            },
+            is_mirror: endpoint.is_mirror(),
+            route: endpoint.route().clone(),
+            hurried: false,
         }
     }
 
@@ -63,8 +77,13 @@ impl Subject {
 
     /// Our own scope and the challenge's, each once, in a stable order.
     fn scopes(&self, bearer: &Bearer) -> Vec<String> {
-        let mut scopes = vec![self.scope()];
         let theirs = bearer.scope.as_deref().unwrap_or_default();
+        // A mirror may have the repository under another name, which only it knows.
+        let mut scopes = if self.is_mirror && !theirs.trim().is_empty() {
+            Vec::new()
+        } else {
+            vec![self.scope()]
+        };
         scopes.extend(theirs.split_ascii_whitespace().map(str::to_owned));
         scopes.sort();
         scopes.dedup();
@@ -105,6 +124,8 @@ struct Known {
 
 #[derive(PartialEq, Eq, Hash, Clone)]
 struct GrantKey {
+    /// Mirrors may name the same realm; what one may present is not the other's.
+    account: Arc<str>,
     realm: String,
     service: Option<String>,
     scopes: Vec<String>,
@@ -116,7 +137,6 @@ type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
 /// The grants of one client.
 pub(super) struct Auth {
     credentials: Credentials,
-    policy: Policy,
     notices: Notices,
     known: Mutex<HashMap<(String, Arc<str>), Known>>,
     /// A slot is locked while its grant is being fetched, so that ten blobs that start
@@ -150,10 +170,9 @@ struct Refused {
 }
 
 impl Auth {
-    pub(super) fn new(credentials: Credentials, policy: Policy, notices: Notices) -> Self {
+    pub(super) fn new(credentials: Credentials, notices: Notices) -> Self {
         Self {
             credentials,
-            policy,
             notices,
             known: Mutex::default(),
             slots: Mutex::default(),
@@ -170,7 +189,7 @@ impl Auth {
         budget: &mut Budget,
     ) -> Result<(Answer, Who)> {
         let mut round = Round::default();
-        let mut access = self.ready(transport, subject, &mut round).await?;
+        let mut access = self.ready(transport, subject, &mut round, budget).await?;
         for turn in 0.. {
             let header = access.as_ref().map(|access| &access.header);
             let answer = transport.send(ask, header, budget).await?;
@@ -201,7 +220,14 @@ impl Auth {
                 return Ok((answer, who));
             }
             match self
-                .next(transport, subject, &answer, access.take(), &mut round)
+                .next(
+                    transport,
+                    subject,
+                    &answer,
+                    access.take(),
+                    &mut round,
+                    budget,
+                )
                 .await?
             {
                 Step::Again(next) => access = next,
@@ -227,13 +253,21 @@ impl Auth {
         transport: &Transport,
         subject: &Subject,
         round: &mut Round,
+        budget: &mut Budget,
     ) -> Result<Option<Access>> {
         let Some(known) = self.known(subject) else {
             return Ok(None);
         };
         round.anonymous = known.anonymous;
         match self
-            .grant(transport, subject, &known.challenge, known.anonymous, None)
+            .grant(
+                transport,
+                subject,
+                &known.challenge,
+                known.anonymous,
+                None,
+                budget,
+            )
             .await
         {
             Ok(access) => Ok(access),
@@ -250,17 +284,24 @@ impl Auth {
         answer: &Answer,
         used: Option<Access>,
         round: &mut Round,
+        budget: &mut Budget,
     ) -> Result<Step> {
         let lines = answer.headers().get_all(WWW_AUTHENTICATE);
         let challenges = challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()));
-        let challenge = challenges.into_iter().next();
-        if answer.status().as_u16() == 401 {
+        let mut challenge = challenges.into_iter().next();
+        let unauthorized = answer.status().as_u16() == 401;
+        if unauthorized {
             let Some(challenge) = &challenge else {
                 return Ok(Step::GiveUp);
             };
             self.remember(subject, challenge, round.anonymous);
+        } else if used.as_ref().is_some_and(|used| !used.fresh) {
+            // Some registries say 403 of a login that has expired.
+            challenge = challenge.or_else(|| self.known(subject).map(|known| known.challenge));
+        }
+        if let Some(challenge) = &challenge {
             let stale = match &used {
-                None if !round.asked => {
+                None if unauthorized && !round.asked => {
                     round.asked = true;
                     Some(None)
                 }
@@ -272,7 +313,7 @@ impl Auth {
             };
             if let Some(stale) = stale {
                 return self
-                    .obtain(transport, subject, challenge, stale.as_ref(), round)
+                    .obtain(transport, subject, challenge, stale.as_ref(), round, budget)
                     .await;
             }
         }
@@ -289,7 +330,7 @@ impl Auth {
         round.refused = Some(source);
         match challenge.or_else(|| self.known(subject).map(|known| known.challenge)) {
             Some(challenge @ Challenge::Bearer(_)) => {
-                self.obtain(transport, subject, &challenge, None, round)
+                self.obtain(transport, subject, &challenge, None, round, budget)
                     .await
             }
             Some(Challenge::Basic) | None => Ok(Step::Again(None)),
@@ -304,9 +345,17 @@ impl Auth {
         challenge: &Challenge,
         stale: Option<&HeaderValue>,
         round: &mut Round,
+        budget: &mut Budget,
     ) -> Result<Step> {
         let first = self
-            .grant(transport, subject, challenge, round.anonymous, stale)
+            .grant(
+                transport,
+                subject,
+                challenge,
+                round.anonymous,
+                stale,
+                budget,
+            )
             .await;
         let outcome = match first {
             Err(Refused {
@@ -315,7 +364,8 @@ impl Auth {
             }) if error.kind() == Kind::Unauthorized && !round.anonymous => {
                 round.anonymous = true;
                 round.refused = Some(source);
-                self.grant(transport, subject, challenge, true, None).await
+                self.grant(transport, subject, challenge, true, None, budget)
+                    .await
             }
             other => other,
         };
@@ -340,15 +390,18 @@ impl Auth {
         challenge: &Challenge,
         anonymous: bool,
         stale: Option<&HeaderValue>,
+        budget: &mut Budget,
     ) -> Result<Option<Access>, Refused> {
         let key = match challenge {
             Challenge::Basic => GrantKey {
+                account: subject.account.clone(),
                 realm: subject.origin.clone(),
                 service: None,
                 scopes: vec![subject.scope()],
                 anonymous,
             },
             Challenge::Bearer(bearer) => GrantKey {
+                account: subject.account.clone(),
                 realm: bearer.realm.clone(),
                 service: bearer.service.clone(),
                 scopes: subject.scopes(bearer),
@@ -368,7 +421,7 @@ impl Auth {
             None
         } else {
             self.credentials
-                .lookup(&subject.domain, &subject.path)
+                .lookup(&subject.account, &subject.path, subject.is_mirror)
                 .await
                 .map_err(|error| Refused {
                     error: error.registry(&subject.domain),
@@ -377,7 +430,14 @@ impl Auth {
         };
         let source = found.as_ref().map(|found| found.source.clone());
         let made = self
-            .make(transport, subject, challenge, &key.scopes, found.as_ref())
+            .make(
+                transport,
+                subject,
+                challenge,
+                &key.scopes,
+                found.as_ref(),
+                budget,
+            )
             .await
             .map_err(|error| Refused {
                 error,
@@ -409,6 +469,7 @@ impl Auth {
         challenge: &Challenge,
         scopes: &[String],
         found: Option<&Found>,
+        budget: &mut Budget,
     ) -> Result<Option<(HeaderValue, Duration)>> {
         match (challenge, found.map(|found| &found.login)) {
             (Challenge::Basic, Some(Login::Password { user, password })) => {
@@ -420,9 +481,7 @@ impl Auth {
             ))),
             (Challenge::Basic, None | Some(Login::Identity(_))) => Ok(None),
             (Challenge::Bearer(bearer), _) => {
-                let mut budget = Budget::new(self.policy);
-                let token =
-                    token::fetch(transport, subject, bearer, scopes, found, &mut budget).await?;
+                let token = token::fetch(transport, subject, bearer, scopes, found, budget).await?;
                 let header = token::header(&format!("Bearer {}", token.secret.reveal()))?;
                 Ok(Some((header, token.lifetime)))
             }
