@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::process;
 use crate::tools::{Lab, RunDir};
@@ -32,6 +34,8 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Authority {
     dir: RunDir,
+    /// Its files are written by one caller at a time.
+    turn: Mutex<()>,
 }
 
 const CONFIG: &str = "\
@@ -64,12 +68,19 @@ impl Authority {
     /// A new one; nobody else trusts it.
     #[track_caller]
     pub fn new() -> Self {
+        // Another name each: a verifier looks authorities up by name.
+        static NEXT: AtomicU32 = AtomicU32::new(1);
         let dir = Lab::get().run_dir("pki");
         let at = dir.path().display().to_string();
         fs::write(dir.path().join("ca.cnf"), CONFIG.replace("DIR", &at)).unwrap();
         fs::write(dir.path().join("index.txt"), "").unwrap();
         fs::write(dir.path().join("serial"), "01\n").unwrap();
-        let authority = Self { dir };
+        let authority = Self {
+            dir,
+            turn: Mutex::default(),
+        };
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let subject = format!("/CN=edgepull lab authority {n}");
         authority.key("ca.key");
         authority.openssl(&[
             "req",
@@ -82,7 +93,7 @@ impl Authority {
             "-days",
             "3650",
             "-subj",
-            "/CN=edgepull lab authority",
+            &subject,
             "-config",
             "ca.cnf",
             "-extensions",
@@ -127,6 +138,7 @@ impl Authority {
     /// authority.
     #[track_caller]
     pub fn issue(&self, name: &str, alternatives: &[&str], validity: Validity) -> Identity {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (key, request, cert) = (
             format!("{name}.key"),
             format!("{name}.csr"),

@@ -12,7 +12,7 @@ use edgepull_tests::fault_proxy::{Fault, FaultProxy};
 use edgepull_tests::faulty::{
     Action, Auth, Faulty, Kind, Request, Rule, SECRET_TOKEN, SIGNATURE, Signed, Tokens,
 };
-use edgepull_tests::image::{self, Layout, host};
+use edgepull_tests::image::{self, Layout, digest_of, host};
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::process::wait_for;
 use edgepull_tests::scene::{NAMESPACE, Scene};
@@ -175,6 +175,61 @@ fn containerd_restarts_within_a_layer(version: Version) {
 }
 
 on_each_containerd!(killed_again_and_again, containerd_restarts_within_a_layer);
+
+#[test]
+#[ignore = "ten restarts of the daemon; takes a minute"]
+fn containerd_is_killed_at_10_moments() {
+    let mut scene = Scene::with(Setup::new(VERSION), image::big(3, 24 * MIB), [steady()]);
+    let total: u64 = scene
+        .wanted_blobs(&host())
+        .iter()
+        .map(|digest| {
+            std::fs::metadata(scene.layout().blob_path(digest))
+                .unwrap()
+                .len()
+        })
+        .sum();
+    let (mut kills, mut completed) = (0_u64, 0);
+    while kills < 10 {
+        // The same moments on every run, spread over what is still to be fetched.
+        let moment = scene.registry.blob_bytes() + MIB + kills * 0x9e37_79b9 % (6 * MIB);
+        let mut pull = scene.verb("pull").arg(&scene.reference).start();
+        wait_for("bytes", Duration::from_secs(60), || {
+            scene.registry.blob_bytes() >= moment || !pull.running.is_running()
+        });
+        scene.daemon.kill9();
+        // Sometimes it comes back at once, sometimes the pull has to give up.
+        if kills % 3 != 2 {
+            scene.daemon.start_again();
+        }
+        kills += 1;
+        let run = pull.wait();
+        let run_completed = run.output.code == Some(0);
+        if !run_completed {
+            run.fails(40, "containerd_unavailable");
+        }
+        if kills % 3 == 0 {
+            scene.daemon.start_again();
+        }
+        if run_completed {
+            completed += 1;
+            // From the start, for the moments that are left.
+            let name = &scene.reference;
+            scene.daemon.ctr(NAMESPACE, &["images", "rm", name]).ok();
+            scene.daemon.collect_garbage(NAMESPACE);
+        }
+    }
+    scene.pull();
+    let again = scene.registry.blob_bytes() - (completed + 1) * total;
+    println!("{kills} kills, {completed} pulls completed: {again} bytes of {total} twice");
+    assert!(again <= kills * 3 * 4 * MIB);
+    for digest in scene.daemon.blobs(NAMESPACE) {
+        let found = digest_of(&scene.daemon.blob(NAMESPACE, &digest));
+        assert_eq!(found, digest, "the store holds what it should not");
+    }
+    assert!(scene.daemon.leases(NAMESPACE).is_empty());
+    scene.greets();
+}
 
 #[test]
 #[ignore = "the size that is promised; takes minutes"]

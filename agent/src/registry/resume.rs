@@ -124,6 +124,11 @@ impl Resuming {
             self.mark = self.at;
             self.budget.renew();
         }
+        self.repo.effort().piece(&self.descriptor.digest);
+        // Every host is asked before any is waited for.
+        if index.is_some_and(|index| self.repo.broke(&self.descriptor, index, &failed.error)) {
+            return Ok(());
+        }
         if self.at > 0
             && let Some(origin) = origin
             && self.repo.effort().cannot_resume(&origin)
@@ -132,11 +137,6 @@ impl Resuming {
                 .error
                 .because("the server sends everything again instead of the rest")
                 .hint("the registry or a cache on the way ignores ranges, so that every interruption costs the whole blob again; use another mirror, or a better link"));
-        }
-        self.repo.effort().piece(&self.descriptor.digest);
-        // Every host is asked before any is waited for.
-        if index.is_some_and(|index| self.repo.broke(&self.descriptor, index, &failed.error)) {
-            return Ok(());
         }
         self.pause(failed).await
     }

@@ -33,10 +33,13 @@ pub struct Policy {
 const TRIES: u32 = 3;
 const BASE: Duration = Duration::from_millis(400);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest single wait that is ours; a `Retry-After` may be longer.
+const STEP: Duration = Duration::from_secs(20);
 /// A try may itself take a minute to time out; after this there is no other.
 const LONGEST: Duration = Duration::from_secs(90);
-/// A blob has more tries, and three times the patience: what is fetched already is worth
-/// waiting for a link that comes back.
+/// A blob has more tries, and three times the patience. One that had made progress has as
+/// many more again and twice that patience: what is here is worth waiting for a link that
+/// comes back.
 const MORE_TRIES: u32 = 2;
 /// Retries of all requests of one pull since anything of it last made progress. Layers
 /// that are fetched at once must not each use up all their tries on a dead server.
@@ -180,7 +183,8 @@ impl Budget {
 
     /// The wait before the next try, or nothing if this was the last.
     pub(super) fn grant(&mut self, advice: Advice) -> Option<Duration> {
-        if self.started.elapsed() >= LONGEST {
+        let longest = if self.proven { LONGEST * 2 } else { LONGEST };
+        if self.started.elapsed() >= longest {
             return None;
         }
         self.grant_with(advice, RandomState::new().hash_one(self.retries))
@@ -188,7 +192,15 @@ impl Budget {
 
     /// As `grant`, with the randomness given.
     fn grant_with(&mut self, advice: Advice, random: u64) -> Option<Duration> {
-        if self.retries.saturating_add(1) >= self.policy.tries
+        let (tries, patience) = if self.proven {
+            (
+                self.policy.tries.saturating_add(MORE_TRIES),
+                self.policy.patience.saturating_mul(2),
+            )
+        } else {
+            (self.policy.tries, self.policy.patience)
+        };
+        if self.retries.saturating_add(1) >= tries
             || self.effort.fruitless.load(Ordering::Relaxed) >= FRUITLESS
         {
             return None;
@@ -209,13 +221,13 @@ impl Budget {
                     .policy
                     .base
                     .saturating_mul(3_u32.saturating_pow(self.retries));
-                jittered(step, random)
+                jittered(step.min(STEP), random)
             }
             // Jitter on top: a fleet told the same second must not come back in it.
             Advice::After(wait) => wait.saturating_add(jittered(self.policy.base, random)),
         };
         let waited = self.waited.saturating_add(wait);
-        if waited > self.policy.patience {
+        if waited > patience {
             return None;
         }
         self.waited = waited;
@@ -310,10 +322,12 @@ mod tests {
         assert_eq!(retries(&mut budget), 1);
         budget.renew();
         // Now it is known that somebody is there.
-        assert_eq!(retries(&mut budget), 4);
+        assert_eq!(retries(&mut budget), 6);
         assert_eq!(retries(&mut budget), 0);
         budget.renew();
-        assert_eq!(retries(&mut budget), 4);
+        let waits: Duration =
+            std::iter::from_fn(|| budget.grant_with(Advice::Backoff, u64::MAX)).sum();
+        assert!(waits >= Duration::from_secs(28) && waits <= Duration::from_secs(60));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Who is let in: nobody asked, Basic, a token server in all its dialects, signed addresses.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use super::Request;
@@ -35,6 +36,10 @@ impl Auth {
 }
 
 /// A token server and what its tokens are worth.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one oddity, in any combination"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
     /// Who gets one by password.
@@ -89,14 +94,15 @@ pub struct Signed {
     pub requests: Option<u32>,
     /// So many bytes of bodies; the connection is cut there.
     pub bytes: Option<u64>,
-    /// Signatures that were made before so many others are refused from the start.
+    /// The first so many signatures are refused from the start.
     pub stale: u32,
 }
 
 /// What was given out and what became of it.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    serial: u32,
+    tokens: u32,
+    signatures: u32,
     seen: HashMap<String, Seen>,
 }
 
@@ -108,11 +114,6 @@ struct Seen {
 }
 
 impl Ledger {
-    pub(super) fn next(&mut self) -> u32 {
-        self.serial += 1;
-        self.serial
-    }
-
     /// How often this was seen before, since when, and what was sent for it.
     fn note(&mut self, key: &str) -> &mut Seen {
         self.seen.entry(key.to_owned()).or_insert_with(|| Seen {
@@ -185,7 +186,7 @@ fn token_admits(
             .unwrap_or_else(|| format!("http://{host}/token"))
     );
     if tokens.scope {
-        challenge.push_str(&format!(",scope=\"repository:{repository}:pull\""));
+        let _infallible = write!(challenge, ",scope=\"repository:{repository}:pull\"");
     }
     let Some(token) = sent
         .strip_prefix("Bearer ")
@@ -279,7 +280,8 @@ pub(super) fn token(
     let who = if nobody { "anonymous" } else { "user" };
     let scoped = request.query.contains("scope=repository") || form.contains("scope=repository");
     let scope = if scoped { "scoped" } else { "bare" };
-    let token = format!("{SECRET_TOKEN}-{who}-{scope}-{}", ledger.next());
+    ledger.tokens += 1;
+    let token = format!("{SECRET_TOKEN}-{who}-{scope}-{}", ledger.tokens);
     let mut answer = serde_json::json!({});
     if tokens.token {
         answer["token"] = token.clone().into();
@@ -295,9 +297,9 @@ pub(super) fn token(
 
 /// The next address of the storage for a request.
 pub(super) fn signed(ledger: &mut Ledger, to: &str, request: &Request) -> String {
+    ledger.signatures += 1;
     format!(
         "{to}{}?X-Amz-Expires=300&X-Amz-Signature={SIGNATURE}-{}",
-        request.path,
-        ledger.next()
+        request.path, ledger.signatures
     )
 }

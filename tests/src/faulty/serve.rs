@@ -38,7 +38,14 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
             }
         }
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let (first, headers) = read_head(&mut reader)?;
+        let (first, headers) = match read_head(&mut reader) {
+            // A TLS handshake, most likely: servers of plain HTTP say so.
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                let said = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request\n";
+                return stream.write_all(said.as_bytes());
+            }
+            other => other?,
+        };
         let mut form = Vec::new();
         if let Some(length) = find(&headers, "content-length").and_then(|n| n.parse().ok()) {
             reader.by_ref().take(length).read_to_end(&mut form)?;
