@@ -253,9 +253,9 @@ fn wrong_bytes_of_a_mirror_do_not_reach_a_layout_or_an_archive() {
         let call = stage.tree.verb("pull", &stage.reference);
         call.args(["--store", &store]).run().exits(0);
         assert!(stage.upstream.count("GET", &Kind::Blob) > 0);
-        // Every blob of it is read and verified again.
+        // What is there is read and verified again.
         let other = format!("oci-archive:{}", dir.path().join("again").display());
-        let call = Edgepull::new(["export", &store, "--to", &other, "--platform", "all"]);
+        let call = Edgepull::new(["export", &store, "--to", &other]);
         call.json().run().exits(0);
     }
 }
