@@ -63,6 +63,7 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.extend(ranges());
     rows.extend(wrong_bytes());
     rows.extend(shapes());
+    rows.extend(kills());
     rows
 }
 
@@ -552,5 +553,25 @@ fn shapes() -> Vec<Row> {
         .left(Left::Partial)
         .asks_within([1..=1, 1..=1, 4..=4, 0..=0])
         .heals(),
+    ]
+}
+
+/// What a call that was killed leaves is used by the next one.
+fn kills() -> Vec<Row> {
+    let big = |_: &World| {
+        let drip = Action::Slow(1 << 17, Duration::from_millis(10));
+        let layout = image::big(1, 12 << 20);
+        Stage::of(Faulty::start(layout, [Rule::on(Kind::Blob, drip)]))
+    };
+    vec![
+        row("killed in mid-layer", "bullet: kill -9", big)
+            .killed_at(9 << 20)
+            .asks_within([2..=2, 1..=2, 4..=6, 0..=0])
+            .twice(4 << 20),
+        row("killed in mid-layer, into a layout", "bullet: kill -9", big)
+            .in_layout()
+            .killed_at(9 << 20)
+            .asks_within([2..=2, 1..=2, 4..=8, 0..=0])
+            .twice(4 << 20),
     ]
 }
