@@ -125,6 +125,8 @@ pub enum Action {
     HeadLength(u64),
     /// The content gzip-encoded, whatever was accepted.
     Gzip,
+    /// A proper answer with further headers.
+    Headers(Vec<(String, String)>),
     /// A proper answer, then the connection is closed without notice.
     CloseAfter,
     /// These bytes, which need not be HTTP, then a close.

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -145,27 +145,23 @@ fn join(
 /// A loopback address of its own on port 443: clients speak TLS there without being told to.
 #[track_caller]
 pub fn listen_443() -> TcpListener {
-    TcpListener::bind(free_443()).expect("nobody has taken it meanwhile")
-}
-
-/// Such an address on which nobody listens right now.
-#[track_caller]
-pub fn free_443() -> String {
-    use std::sync::atomic::AtomicU32;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let pid = std::process::id();
     for _ in 0..200 {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         // 127.16.0.0 and up; the process decides where it begins.
-        let address = format!(
-            "127.{}.{}.{}:443",
-            16 + (pid >> 8) % 200,
-            pid & 0xff,
-            1 + n % 250
-        );
-        if TcpListener::bind(&address).is_ok() {
-            return address;
+        let [low, high] = [pid & 0xff, 16 + (pid >> 8) % 200];
+        let address = format!("127.{high}.{low}.{}:443", 1 + n % 250);
+        if let Ok(listener) = TcpListener::bind(&address) {
+            return listener;
         }
     }
     panic!("no loopback address has port 443 free");
+}
+
+/// Such an address, for a server of its own: nobody listens there right now.
+#[track_caller]
+pub fn free_443() -> String {
+    let address = listen_443().local_addr();
+    address.expect("a listener has an address").to_string()
 }

@@ -26,6 +26,7 @@ mod wild {
     pub(crate) mod links;
     pub(crate) mod logins;
     pub(crate) mod manifests;
+    pub(crate) mod mirrors;
     pub(crate) mod report;
     pub(crate) mod row;
     pub(crate) mod run;
@@ -44,29 +45,9 @@ const KNOWN_FAULTS: &[(&str, &str)] = &[
         "refused at once, not asked again without list types",
     ),
     (
-        "a short body with FIN, into a layout",
-        "not resumed within a call",
+        "a layer that is refused though the rest is not",
+        "four slow retries, not two or three, each with two tokens",
     ),
-    (
-        "RST in two layers before a byte",
-        "only the wait for an answer is retried",
-    ),
-    (
-        "a config that is cut once",
-        "a config's body is not asked for again",
-    ),
-    ("every range is refused", "416 ends the pull"),
-    ("a 206 that is shifted by one and says so", "ends the pull"),
-    (
-        "a 206 that is shifted by one in secret",
-        "not fetched whole again",
-    ),
-    ("a 206 with another total", "ends the pull"),
-    ("a 206 without Content-Range", "ends the pull"),
-    ("one bit flipped after a resume", "not fetched whole again"),
-    ("429 in HTML", "the page's title is not told"),
-    ("408 and 425", "425 is not known as transient"),
-    ("520, as CDNs say", "520 to 530 are not known as transient"),
 ];
 
 /// Rows at once: most of their time they wait.
@@ -81,6 +62,7 @@ fn every_behaviour_in_the_wild() {
         wild::blobs::rows(),
         wild::statuses::rows(),
         wild::tls::rows(),
+        wild::mirrors::rows(),
         wild::links::rows(),
     ]
     .into_iter()

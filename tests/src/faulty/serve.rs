@@ -235,7 +235,10 @@ impl Answer<'_> {
         file.seek(SeekFrom::Start(from))?;
         let length = until - from;
 
-        let mut headers = Headers::new();
+        let mut headers = match action {
+            Some(Action::Headers(more)) => more.clone(),
+            _ => Headers::new(),
+        };
         match action {
             Some(Action::ContentType(None)) => {}
             Some(Action::ContentType(Some(other))) => headers.push(header("Content-Type", other)),

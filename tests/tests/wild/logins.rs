@@ -429,6 +429,19 @@ fn refusals() -> Vec<Row> {
         .fails("unauthorized")
         .asks_within([2..=3, 0..=0, 0..=0, 1..=3]),
         with_login(
+            "a layer that is denied for a moment",
+            "§1 GHCR: denied now and then",
+            || Auth::Tokens(theirs()),
+            |w| {
+                vec![
+                    Rule::on(Kind::Blob, Action::status(403))
+                        .what(&w.layer())
+                        .times(2),
+                ]
+            },
+        )
+        .asks_within([2..=2, 1..=1, 5..=8, 1..=5]),
+        with_login(
             "a layer that is refused though the rest is not",
             "§5 403",
             || Auth::Tokens(theirs()),
@@ -436,7 +449,8 @@ fn refusals() -> Vec<Row> {
         )
         .fails("unauthorized")
         .left(Left::Partial)
-        .asks_within([2..=2, 1..=1, 3..=6, 1..=2])
+        // Two or three slow retries, each in the user's name and in nobody's.
+        .asks_within([2..=2, 1..=1, 3..=11, 1..=9])
         .heals(),
     ]
 }

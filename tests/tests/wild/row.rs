@@ -136,10 +136,11 @@ pub(crate) struct Stage {
     pub(crate) layout: Arc<Layout>,
     pub(crate) watched: Vec<Box<dyn Watched>>,
     pub(crate) kept: Vec<Box<dyn std::any::Any>>,
-    pub(crate) args: Vec<OsString>,
+    pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(&'static str, OsString)>,
-    /// Files in the call's home; an executable one if its name says `docker-credential-`.
-    pub(crate) files: Vec<(&'static str, String)>,
+    /// Files in the call's home; an executable one if its name says `docker-credential-`. In these
+    /// and in `args`, `{home}` stands for it.
+    pub(crate) files: Vec<(String, String)>,
     pub(crate) netns: Option<String>,
     /// Runs while the pull does.
     pub(crate) during: Option<Box<dyn FnOnce()>>,
@@ -180,7 +181,7 @@ impl Stage {
         self
     }
 
-    pub(crate) fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
         self
     }
@@ -190,9 +191,15 @@ impl Stage {
         self
     }
 
-    pub(crate) fn file(mut self, name: &'static str, text: impl Into<String>) -> Self {
-        self.files.push((name, text.into()));
+    pub(crate) fn file(mut self, name: impl Into<String>, text: impl Into<String>) -> Self {
+        self.files.push((name.into(), text.into()));
         self
+    }
+
+    /// A `hosts.toml` for the reference's host (or `_default`).
+    pub(crate) fn hosts(self, directory: &str, toml: impl Into<String>) -> Self {
+        self.file(format!("certs.d/{directory}/hosts.toml"), toml)
+            .args(["--hosts-dir", "{home}/certs.d"])
     }
 
     /// `--creds` with [`USER`] and [`PASSWORD`].
@@ -246,6 +253,7 @@ pub(crate) struct Expect {
 
 /// What a row saw.
 pub(crate) struct Seen {
+    pub(crate) reference: String,
     pub(crate) run: Run,
     pub(crate) requests: Vec<Request>,
     /// The one element of the report, or nothing.

@@ -56,6 +56,7 @@ pub(crate) fn run(row: &Row, at: usize, world: &World) -> Line {
         .cloned()
         .unwrap_or(Value::Null);
     let seen = Seen {
+        reference: stage.reference.clone(),
         run: output,
         requests,
         report,
@@ -236,7 +237,12 @@ fn call(stage: &mut Stage, place: &Place, world: &World) -> Run {
         Some(namespace) => Edgepull::in_netns(namespace, verb),
         None => Edgepull::new(verb),
     };
-    call = call.json().args(&stage.args).env("EDGEPULL_LOG", "trace");
+    let home = call.home().to_path_buf();
+    let placed = |text: &str| text.replace("{home}", &home.to_string_lossy());
+    call = call
+        .json()
+        .args(stage.args.iter().map(|arg| placed(arg)))
+        .env("EDGEPULL_LOG", "trace");
     call = match place {
         Place::Oci(dir) => {
             let mut store = std::ffi::OsString::from("oci:");
@@ -248,10 +254,10 @@ fn call(stage: &mut Stage, place: &Place, world: &World) -> Run {
     for (name, value) in &stage.env {
         call = call.env(name, value);
     }
-    let home = call.home().to_path_buf();
     for (name, text) in &stage.files {
         let path = home.join(name);
-        fs::write(&path, text).unwrap();
+        fs::create_dir_all(path.parent().expect("it lies in the home")).unwrap();
+        fs::write(&path, placed(text)).unwrap();
         if name.starts_with("docker-credential-") {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
             call = call.env(

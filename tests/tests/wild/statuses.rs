@@ -1,10 +1,10 @@
 //! Status codes, rate limits and bursts: registries.md section 5, and 1 for who says what.
 
-use std::time::Duration;
+use std::sync::Arc;
 
-use edgepull_tests::faulty::{Action, Kind, Rule};
+use edgepull_tests::faulty::{Action, Faulty, Kind, Rule};
 
-use super::row::{Left, Row, faulty, holds};
+use super::row::{Left, Row, Stage, faulty, holds, row};
 
 fn header(name: &str, value: &str) -> (String, String) {
     (name.to_owned(), value.to_owned())
@@ -23,6 +23,15 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.extend(bursts());
     rows.extend(others());
     rows
+}
+
+/// Docker Hub's, for an anonymous address.
+fn quota(remaining: &str) -> Vec<(String, String)> {
+    vec![
+        header("ratelimit-limit", "100;w=21600"),
+        header("ratelimit-remaining", &format!("{remaining};w=21600")),
+        header("docker-ratelimit-source", "192.0.2.7"),
+    ]
 }
 
 fn limits() -> Vec<Row> {
@@ -96,13 +105,41 @@ fn limits() -> Vec<Row> {
         })
         .asks(2, 2, 4, 0),
         faulty(
-            "the quota's headers do no harm",
+            "the quota's headers",
+            "§1 Docker Hub: ratelimit-limit",
+            |_| vec![Rule::on(Kind::Tag, Action::Headers(quota("76")))],
+        ),
+        faulty(
+            "odd quota headers",
             "§1 Docker Hub: ratelimit-limit",
             |_| {
-                let page = Action::Delay(Duration::ZERO);
-                vec![Rule::on(Kind::Tag, page)]
+                let odd = vec![
+                    header("ratelimit-limit", "many;w=-1"),
+                    header("ratelimit-remaining", "18446744073709551616"),
+                    header("ratelimit-reset", "soon"),
+                    header("x-ratelimit-reset", "1e99"),
+                ];
+                vec![Rule::always(Action::Headers(odd))]
             },
         ),
+        faulty(
+            "429 that names the quota",
+            "§1 Docker Hub: ratelimit-remaining",
+            |_| {
+                let mut headers = quota("0");
+                headers.push(header("Retry-After", "3600"));
+                let answer = Action::Answer(429, headers, TOO_MANY.into());
+                vec![Rule::on(Kind::Tag, answer)]
+            },
+        )
+        .fails("rate_limited")
+        .asks(1, 0, 0, 0)
+        .says(&["100", "3600"]),
+        row("a rate cap", "bullet: rate cap", |w| {
+            Stage::of(Faulty::start(Arc::clone(&w.hello), [])).args(["--limit-rate", "500k"])
+        })
+        // 1.2 MB at 0.5 MB/s; a burst of one second's worth may be free.
+        .check(|seen, _| waited(seen, 1000)),
     ]
 }
 
