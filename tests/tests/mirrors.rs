@@ -245,14 +245,19 @@ fn wrong_documents_and_sizes_of_a_mirror_are_fetched_from_the_registry() {
 }
 
 #[test]
-fn wrong_bytes_of_a_mirror_do_not_reach_a_layout() {
-    let stage = stage([vec![Rule::on(Kind::Blob, Action::FlipBit(100))]]);
-    let dir = Lab::get().run_dir("oci");
-    let store = format!("oci:{}", dir.path().join("out").display());
-    let call = stage.tree.verb("pull", &stage.reference);
-    call.args(["--store", &store]).run().exits(0);
-    let verified = Edgepull::new(["inspect", &store]).json().run();
-    verified.exits(0);
+fn wrong_bytes_of_a_mirror_do_not_reach_a_layout_or_an_archive() {
+    for kind in ["oci", "oci-archive"] {
+        let stage = stage([vec![Rule::on(Kind::Blob, Action::FlipBit(100))]]);
+        let dir = Lab::get().run_dir("oci");
+        let store = format!("{kind}:{}", dir.path().join("out").display());
+        let call = stage.tree.verb("pull", &stage.reference);
+        call.args(["--store", &store]).run().exits(0);
+        assert!(stage.upstream.count("GET", &Kind::Blob) > 0);
+        // What is there is read and verified again.
+        let other = format!("oci-archive:{}", dir.path().join("again").display());
+        let call = Edgepull::new(["export", &store, "--to", &other]);
+        call.json().run().exits(0);
+    }
 }
 
 #[test]

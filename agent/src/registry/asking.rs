@@ -95,7 +95,8 @@ pub(super) struct Asking<'a> {
     passed: Vec<usize>,
     /// By place in the list; `None` is one that was passed over.
     outcomes: BTreeMap<usize, (String, Option<Error>)>,
-    /// The place of the one whose word counts: the last in the order, asked as such.
+    /// The place of the one whose word counts, the last of the list: the registry itself,
+    /// as a rule. It alone is waited for.
     authority: Option<usize>,
     second_round: bool,
 }
@@ -111,6 +112,7 @@ impl<'a> Asking<'a> {
         let mut queue: Vec<usize> = (0..endpoints.len())
             .filter(|index| able(endpoints[*index].capabilities()))
             .collect();
+        let authority = queue.last().copied();
         if let Some(digest) = blob {
             // Stable: otherwise the order of preference stays.
             queue.sort_by_key(|index| repo.troubles.is_last(digest, *index));
@@ -120,7 +122,7 @@ impl<'a> Asking<'a> {
             queue: queue.into(),
             passed: Vec::new(),
             outcomes: BTreeMap::new(),
-            authority: None,
+            authority,
             second_round: false,
         })
     }
@@ -138,7 +140,7 @@ impl<'a> Asking<'a> {
                 continue;
             };
             let endpoint = endpoints.get(index)?;
-            let hurried = self.second_round || !self.queue.is_empty();
+            let hurried = self.authority != Some(index);
             if hurried
                 && !self.second_round
                 && let Err(why) = self.repo.health().allows(&endpoint.route().origin)
@@ -150,9 +152,6 @@ impl<'a> Asking<'a> {
                 self.outcomes.insert(index, (line, None));
                 self.passed.push(index);
                 continue;
-            }
-            if !hurried {
-                self.authority = Some(index);
             }
             return Some(At {
                 repo: self.repo,
@@ -194,9 +193,7 @@ impl<'a> Asking<'a> {
     /// The error of a repository whose servers all failed: what the registry itself said
     /// decides, and each server's outcome is a cause of its own, in order of preference.
     pub(super) fn verdict(mut self) -> Error {
-        let decisive = self
-            .authority
-            .or_else(|| self.outcomes.keys().next_back().copied());
+        let decisive = self.authority;
         let error = decisive.and_then(|index| self.outcomes.get_mut(&index)?.1.take());
         let error = match error {
             Some(error) if self.outcomes.len() == 1 => error,

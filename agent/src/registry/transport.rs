@@ -231,14 +231,17 @@ impl Transport {
             failure::transport(&ask.target, url, elsewhere, proxy.as_deref(), error)
         });
         if !elsewhere && let Some(route) = route {
-            self.record(route, &outcome);
+            self.record(route, url, &outcome);
         }
         outcome
     }
 
     /// What the server's own answer, or its silence, says about its health.
-    fn record(&self, route: &Route, outcome: &Result<Response, Failed>) {
+    fn record(&self, route: &Route, url: &Url, outcome: &Result<Response, Failed>) {
         let origin = &route.origin;
+        // A dead token server closes the server that sends us there; a living one does
+        // not speak for it.
+        let itself = *origin == super::endpoint::origin(url);
         match outcome {
             Ok(response) => {
                 let status = response.status();
@@ -251,7 +254,8 @@ impl Transport {
                         bad(health::DEAD, retry::retry_after(response.headers()));
                     }
                     500..=599 => bad(health::ODD, None),
-                    _ => self.health.good(origin),
+                    _ if itself => self.health.good(origin),
+                    _ => {}
                 }
             }
             Err(failed) => {

@@ -159,7 +159,14 @@ impl<'a, 'i> Node<'a, 'i> {
             .iter()
             .map(|(key, value)| (key.get_ref().as_ref(), key.span(), value))
             .collect();
-        entries.sort_by_key(|(_, span, _)| span.start);
+        // A table may be named by one of its own before it has a head of its own.
+        entries.sort_by_key(|(_, span, value)| {
+            let inner = match value.get_ref() {
+                DeValue::Table(table) => table.keys().map(|key| key.span().start).min(),
+                _ => None,
+            };
+            inner.unwrap_or(span.start).min(span.start)
+        });
         entries
     }
 }
@@ -312,7 +319,7 @@ impl Reader<'_> {
                         let names = self.files(key, item)?;
                         let mut names = names.into_iter();
                         match (names.next(), names.next(), names.next()) {
-                            (Some(certificate), key, None) => Ok((certificate, key)),
+                            (Some(certificate), Some(key), None) => Ok((certificate, Some(key))),
                             _ => Err(self.fault(
                                 key,
                                 &item.span(),

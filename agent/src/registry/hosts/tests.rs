@@ -79,13 +79,13 @@ fn the_order_of_the_file_is_the_order_of_asking() {
         r#"
         server = "https://registry-1.docker.io"
         [host."https://z.example"]
-        [host."https://a.example"]
-        capabilities = ["Pull"]
         [host."https://a.example".header]
         x = "y"
         [host."http://m.example"]
         capabilities = ["push"]
         [host."b.example:5000"]
+        [host."https://a.example"]
+        capabilities = ["Pull"]
         "#,
     );
     assert_eq!(
@@ -194,7 +194,7 @@ fn every_key_is_read_in_every_form() {
         [host."https://b"]
         client = ["both.pem", "both.pem"]
         [host."https://c"]
-        client = [["sub/c.pem", "k.pem"], ["both.pem"]]
+        client = [["sub/c.pem", "k.pem"], ["both.pem", "k.pem"]]
         "#,
         absolute.display()
     );
@@ -302,6 +302,7 @@ fn faults_are_told_with_line_and_key() {
             Some("client"),
             "a pair",
         ),
+        ("client = [[\"a\"]]", 1, Some("client"), "a pair"),
         ("client = [1]", 1, Some("client"), "pairs"),
         ("capabilities = \"pull\"", 1, Some("capabilities"), "a list"),
         (

@@ -458,3 +458,29 @@ async fn capabilities_decide_who_is_asked_for_what() {
         .expect_err("nobody may");
     assert_eq!(error.kind(), Kind::Config);
 }
+
+#[tokio::test]
+async fn a_registry_that_breaks_is_asked_again_where_the_mirror_has_nothing() {
+    let content = vec![7_u8; 100_000];
+    let whole = content.clone();
+    let first = AtomicBool::new(true);
+    let upstream = TestServer::start(move |request| {
+        if first.swap(false, Ordering::SeqCst) {
+            return Reply::new(200).body(&whole).after(50_000, Then::Close);
+        }
+        let range = request.header("range").expect("the rest is asked for");
+        let (from, _) = range["bytes=".len()..].split_once('-').expect("a range");
+        let from: usize = from.parse().expect("a number");
+        Reply::new(206)
+            .with("content-range", format!("bytes {from}-99999/100000"))
+            .body(&whole[from..])
+    })
+    .await;
+    let mirror = TestServer::start(|_| Reply::new(404)).await;
+    let it = mirrored(&upstream, &[&mirror], quick());
+    let repo = repo(&it.client, &upstream, ":1");
+    small_blob(&repo, &layer(&content)).await.expect("whole");
+    assert_eq!(upstream.seen().len(), 2);
+    // With `ns` and without, before the registry and after it.
+    assert!(mirror.seen().len() <= 4, "{:?}", mirror.lines());
+}
