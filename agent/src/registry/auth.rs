@@ -33,6 +33,8 @@ use crate::{
 const MAX_REMEMBERED: usize = 1024;
 /// Basic credentials are looked up again after this, as files and helpers change.
 const BASIC_LIFETIME: Duration = Duration::from_secs(10 * 60);
+/// Each layer of a private image would ask again whether it is public.
+const DENIED: Duration = Duration::from_secs(30);
 /// Each way to a better answer is tried once; this only guards against a mistake here.
 const MAX_ROUNDS: u32 = 8;
 
@@ -132,7 +134,16 @@ struct GrantKey {
     anonymous: bool,
 }
 
-type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
+/// What is in a slot: a grant, or that there is none for nobody in particular.
+#[derive(Default)]
+enum Kept {
+    #[default]
+    Nothing,
+    Grant(Grant),
+    Denied(Error, Instant),
+}
+
+type Slot = Arc<tokio::sync::Mutex<Kept>>;
 
 /// The grants of one client.
 pub(super) struct Auth {
@@ -296,8 +307,12 @@ impl Auth {
             };
             self.remember(subject, challenge, round.anonymous);
         } else if used.as_ref().is_some_and(|used| !used.fresh) {
-            // Some registries say 403 of a login that has expired.
-            challenge = challenge.or_else(|| self.known(subject).map(|known| known.challenge));
+            // Some registries with Basic say 403 of a login that has expired. It is looked up
+            // again, which costs no request; a token would cost one for each denial.
+            let known = self.known(subject).map(|known| known.challenge);
+            challenge = challenge
+                .or(known)
+                .filter(|challenge| matches!(challenge, Challenge::Basic));
         }
         if let Some(challenge) = &challenge {
             let stale = match &used {
@@ -312,9 +327,14 @@ impl Auth {
                 _ => None,
             };
             if let Some(stale) = stale {
-                return self
+                let step = self
                     .obtain(transport, subject, challenge, stale.as_ref(), round, budget)
-                    .await;
+                    .await?;
+                let same = matches!(&step, Step::Again(Some(next)) if Some(&next.header) == stale.as_ref());
+                // The same login again would be denied again.
+                if unauthorized || !same {
+                    return Ok(step);
+                }
             }
         }
         // A refusal of who asked. Old credentials must not lock anybody out of what is
@@ -410,13 +430,20 @@ impl Auth {
         };
         let slot = self.slot(&key);
         let mut slot = slot.lock().await;
-        if let Some(grant) = &*slot
-            && Instant::now() < grant.until
-            && stale != Some(&grant.access.header)
-        {
-            return Ok(Some(grant.access.clone()));
+        match &*slot {
+            Kept::Grant(grant)
+                if Instant::now() < grant.until && stale != Some(&grant.access.header) =>
+            {
+                return Ok(Some(grant.access.clone()));
+            }
+            Kept::Denied(error, until) if Instant::now() < *until => {
+                return Err(Refused {
+                    error: error.clone(),
+                    source: None,
+                });
+            }
+            _ => *slot = Kept::Nothing,
         }
-        *slot = None;
         let found = if anonymous {
             None
         } else {
@@ -439,9 +466,14 @@ impl Auth {
                 budget,
             )
             .await
-            .map_err(|error| Refused {
-                error,
-                source: source.clone(),
+            .map_err(|error| {
+                if anonymous && error.kind() == Kind::Unauthorized {
+                    *slot = Kept::Denied(error.clone(), Instant::now() + DENIED);
+                }
+                Refused {
+                    error,
+                    source: source.clone(),
+                }
             })?;
         let Some((header, lifetime)) = made else {
             return Ok(None);
@@ -451,7 +483,7 @@ impl Auth {
             source,
             fresh: true,
         };
-        *slot = Some(Grant {
+        *slot = Kept::Grant(Grant {
             access: Access {
                 fresh: false,
                 ..access.clone()

@@ -20,6 +20,9 @@ use crate::{
     source::BlobStream,
 };
 
+/// Retries of a denial; each costs a request in either name.
+const DENIALS: u32 = 2;
+
 /// An answer, and which server of the repository gave it.
 pub(super) struct Opened {
     pub(super) reading: Reading,
@@ -42,6 +45,7 @@ pub(super) async fn stream(
         current: None,
         at: offset,
         mark: offset,
+        denied: 0,
         permit,
     };
     repo.effort().begin(&descriptor.digest);
@@ -59,6 +63,8 @@ struct Resuming {
     /// Where the tries were last given back.
     mark: u64,
     budget: Budget,
+    /// How often it was denied to those who were served the manifest.
+    denied: u32,
     /// The limit of transfers at once; held while the stream lives.
     #[expect(dead_code, reason = "held, not read")]
     permit: Option<OwnedSemaphorePermit>,
@@ -96,8 +102,11 @@ impl Resuming {
                 // Whoever was served the manifest may see the blob: registries say "denied"
                 // now and then when they mean "not now".
                 Err(error)
-                    if error.kind() == Kind::Unauthorized && self.repo.effort().is_admitted() =>
+                    if error.kind() == Kind::Unauthorized
+                        && self.repo.effort().is_admitted()
+                        && self.denied < DENIALS =>
                 {
+                    self.denied += 1;
                     self.pause(Failed {
                         error,
                         advice: Advice::Backoff,

@@ -285,6 +285,20 @@ async fn denied_for_a_moment_within_a_pull_is_not_the_verdict() {
     let repo = repo(&client, &server, ":1");
     repo.get().await.expect("a manifest");
     assert!(all(&repo, &layer(&content()), 0).await.expect("all") == content());
+
+    // For good, it is, soon.
+    let server = TestServer::start(|request| {
+        if request.path.contains("/manifests/") {
+            return manifest();
+        }
+        Reply::new(403)
+    })
+    .await;
+    let repo = super::repo(&client, &server, ":1");
+    repo.get().await.expect("a manifest");
+    let error = all(&repo, &layer(&content()), 0).await.expect_err("denied");
+    assert_eq!(error.kind(), Kind::Unauthorized);
+    assert_eq!(server.seen().len(), 1 + 3);
 }
 
 #[tokio::test]
