@@ -22,6 +22,8 @@ pub struct Profile {
 
 const STOCK_SOCKET: &str = "/run/containerd/containerd.sock";
 
+const RKE2_HOSTS: &str = "/var/lib/rancher/rke2/agent/etc/containerd/certs.d";
+
 struct Known {
     name: &'static str,
     address: &'static str,
@@ -70,6 +72,19 @@ const KUBELET: [&str; 2] = [
     "/var/lib/kubelet/config.yaml",
     "/etc/kubernetes/kubelet.conf",
 ];
+
+/// The trees of `hosts.toml` files for an engine; for none that can be told, the stock one's.
+pub fn hosts_dirs(profile: Option<&Profile>) -> Vec<PathBuf> {
+    let dir = profile.map_or_else(
+        || PathBuf::from(KNOWN[4].hosts_dir),
+        |profile| profile.hosts_dir.clone(),
+    );
+    if dir == Path::new(KNOWN[0].hosts_dir) {
+        // One socket, two distributions; a host has one of them.
+        return vec![dir, PathBuf::from(RKE2_HOSTS)];
+    }
+    vec![dir]
+}
 
 /// What the command line or the environment says.
 #[derive(Debug, Clone, Default)]

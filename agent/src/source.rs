@@ -34,6 +34,19 @@ pub trait Source: Send + Sync + fmt::Debug {
         Box::pin(async { true })
     }
 
+    /// The blob's bytes that it gave were not the blob. Whether it would now give them
+    /// from another server, which is worth a try from the start; no more often than there
+    /// are servers.
+    fn distrust(&self, _descriptor: &Descriptor) -> bool {
+        false
+    }
+
+    /// Whether the latest stream of the blob was put together from several answers: then a
+    /// wrong digest may be the fault of the joint, and not of the content.
+    fn pieced(&self, _descriptor: &Descriptor) -> bool {
+        false
+    }
+
     /// What to call it in messages: `registry.example`, `oci:dir`.
     fn name(&self) -> &str;
 }
@@ -91,6 +104,14 @@ impl Source for Nearest<'_> {
         Box::pin(async move { self.near.has(descriptor).await || self.far.has(descriptor).await })
     }
 
+    fn distrust(&self, descriptor: &Descriptor) -> bool {
+        self.far.distrust(descriptor)
+    }
+
+    fn pieced(&self, descriptor: &Descriptor) -> bool {
+        self.near.pieced(descriptor) || self.far.pieced(descriptor)
+    }
+
     fn name(&self) -> &str {
         self.far.name()
     }
@@ -101,8 +122,6 @@ const MAX_SMALL_BLOB: u64 = 4 << 20;
 
 /// Reads a small blob (a config, an artifact's file) whole, and verifies it.
 pub async fn small_blob(source: &dyn Source, descriptor: &Descriptor) -> Result<Verified> {
-    use futures_util::StreamExt;
-
     if descriptor.size > MAX_SMALL_BLOB {
         return Err(Error::new(
             Kind::InvalidContent,
@@ -112,6 +131,17 @@ pub async fn small_blob(source: &dyn Source, descriptor: &Descriptor) -> Result<
             ),
         ));
     }
+    loop {
+        match small_blob_once(source, descriptor).await {
+            Err(error) if error.kind() == Kind::InvalidContent && source.distrust(descriptor) => {}
+            other => return other,
+        }
+    }
+}
+
+async fn small_blob_once(source: &dyn Source, descriptor: &Descriptor) -> Result<Verified> {
+    use futures_util::StreamExt;
+
     let mut stream = source.blob(descriptor, 0).await?;
     let mut verifier = Verifier::new(descriptor);
     let mut bytes = Vec::with_capacity(usize::try_from(descriptor.size).unwrap_or_default());

@@ -16,7 +16,7 @@ use crate::tools::{Lab, RunDir, beside_the_test};
 const LIMIT: Duration = Duration::from_secs(100);
 
 /// Environment that would make a call depend on the machine.
-const FOREIGN: [&str; 13] = [
+const FOREIGN: [&str; 19] = [
     "CONTAINERD_ADDRESS",
     "CONTAINERD_NAMESPACE",
     "CONTAINERD_SNAPSHOTTER",
@@ -29,6 +29,12 @@ const FOREIGN: [&str; 13] = [
     "HTTPS_PROXY",
     "http_proxy",
     "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
     "NOTIFY_SOCKET",
 ];
 
@@ -44,10 +50,27 @@ impl Edgepull {
     /// `edgepull ARGS…`, with nothing of the caller's own settings.
     #[track_caller]
     pub fn new<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
+        Self::started_by(process::tied(Lab::get().edgepull()), args)
+    }
+
+    /// The same in a network namespace ([`crate::shaped`]).
+    #[track_caller]
+    pub fn in_netns<S: AsRef<OsStr>>(namespace: &str, args: impl IntoIterator<Item = S>) -> Self {
+        let mut command = process::tied(Lab::get().installed("ip"));
+        command
+            .args(["netns", "exec", namespace])
+            .arg(Lab::get().edgepull());
+        Self::started_by(command, args)
+    }
+
+    #[track_caller]
+    fn started_by<S: AsRef<OsStr>>(
+        mut command: Command,
+        args: impl IntoIterator<Item = S>,
+    ) -> Self {
         let home = Lab::get().run_dir("home");
         let config = home.path().join("config.toml");
         fs::write(&config, "").unwrap();
-        let mut command = process::tied(Lab::get().edgepull());
         command
             .args(args)
             .env("HOME", home.path())

@@ -3,9 +3,10 @@
 //! It serves one layout under any repository name, correctly, except where a [`Rule`] says
 //! otherwise; and it writes down every request, so that a test can count them.
 
+mod auth;
 mod serve;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -13,9 +14,11 @@ use std::time::Duration;
 
 use crate::http::find;
 use crate::image::Layout;
+pub use auth::{Auth, SECRET_TOKEN, SIGNATURE, Signed, Tokens};
+pub(crate) use serve::parse;
 
 /// What a request is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `/v2/`.
     Ping,
@@ -102,6 +105,32 @@ pub enum Action {
     Chunked,
     /// Redirects (307) to this place with the same path; refuses nothing itself.
     Redirect(String),
+    /// The same with a signature in the query, another one each time ([`Auth::Storage`]).
+    Sign(String),
+    /// Redirects with this status to what the function makes of the request.
+    Location(u16, fn(&Request) -> String),
+    /// The headers and so many bytes, then a reset (RST) instead of an orderly close.
+    Reset(u64),
+    /// A range is answered from one byte later; `Content-Range` admits it if `true`.
+    Shift(bool),
+    /// 416 for every range.
+    RefuseRange,
+    /// 416 for a range without an end (`bytes=N-`).
+    RefuseOpenRange,
+    /// `Content-Range` names a total that is wrong by one.
+    WrongTotal,
+    /// Neither a length nor chunks: the end of the connection is the end of the body.
+    NoLength,
+    /// HEAD names this length.
+    HeadLength(u64),
+    /// The content gzip-encoded, whatever was accepted.
+    Gzip,
+    /// A proper answer with further headers.
+    Headers(Vec<(String, String)>),
+    /// A proper answer, then the connection is closed without notice.
+    CloseAfter,
+    /// These bytes, which need not be HTTP, then a close.
+    Raw(Vec<u8>),
 }
 
 impl Action {
@@ -123,6 +152,7 @@ pub struct Rule {
     method: Option<&'static str>,
     kind: Option<Kind>,
     what: Option<String>,
+    when: Option<fn(&Request) -> bool>,
     times: Option<u32>,
     skip: u32,
     action: Action,
@@ -135,6 +165,7 @@ impl Rule {
             method: None,
             kind: None,
             what: None,
+            when: None,
             times: None,
             skip: 0,
             action,
@@ -163,6 +194,13 @@ impl Rule {
         self
     }
 
+    /// Only for requests of which this is true.
+    #[must_use]
+    pub fn when(mut self, when: fn(&Request) -> bool) -> Self {
+        self.when = Some(when);
+        self
+    }
+
     /// Only so many times; then the registry is well again.
     #[must_use]
     pub fn times(mut self, times: u32) -> Self {
@@ -181,24 +219,15 @@ impl Rule {
         self.method.is_none_or(|m| m == request.method)
             && self.kind.as_ref().is_none_or(|k| *k == request.kind)
             && self.what.as_ref().is_none_or(|w| *w == request.what)
+            && self.when.is_none_or(|when| when(request))
     }
-}
-
-/// What the registry wants to see before it serves content.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Auth {
-    /// Nothing.
-    Open,
-    /// A user and a password, with every request.
-    Basic(String, String),
-    /// A token from its own endpoint; anonymous ones are given when no user is named.
-    Bearer(Option<(String, String)>),
 }
 
 #[derive(Debug)]
 struct Shared {
-    layout: Layout,
-    auth: Auth,
+    layout: Arc<Layout>,
+    auth: Mutex<Auth>,
+    ledger: Mutex<auth::Ledger>,
     rules: Mutex<Vec<Rule>>,
     log: Mutex<Vec<Request>>,
     stop: AtomicBool,
@@ -209,25 +238,43 @@ struct Shared {
 #[derive(Debug)]
 pub struct Faulty {
     shared: Arc<Shared>,
-    address: SocketAddr,
     acceptor: Option<JoinHandle<()>>,
 }
 
 impl Faulty {
     /// Serves a layout to anybody.
     #[track_caller]
-    pub fn start(layout: Layout, rules: impl IntoIterator<Item = Rule>) -> Self {
+    pub fn start(layout: impl Into<Arc<Layout>>, rules: impl IntoIterator<Item = Rule>) -> Self {
         Self::start_with(layout, Auth::Open, rules)
     }
 
     /// Serves a layout to those who authenticate.
     #[track_caller]
-    pub fn start_with(layout: Layout, auth: Auth, rules: impl IntoIterator<Item = Rule>) -> Self {
+    pub fn start_with(
+        layout: impl Into<Arc<Layout>>,
+        auth: Auth,
+        rules: impl IntoIterator<Item = Rule>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        Self::on(listener, layout, auth, rules)
+    }
+
+    /// Serves on a socket of the caller's, which may be of another network namespace.
+    #[track_caller]
+    pub fn on(
+        listener: TcpListener,
+        layout: impl Into<Arc<Layout>>,
+        auth: Auth,
+        rules: impl IntoIterator<Item = Rule>,
+    ) -> Self {
         let address = listener.local_addr().expect("a listener has an address");
+        listener
+            .set_nonblocking(true)
+            .expect("a socket can be polled");
         let shared = Arc::new(Shared {
-            layout,
-            auth,
+            layout: layout.into(),
+            auth: Mutex::new(auth),
+            ledger: Mutex::default(),
             rules: Mutex::new(rules.into_iter().collect()),
             log: Mutex::new(Vec::new()),
             stop: AtomicBool::new(false),
@@ -235,20 +282,14 @@ impl Faulty {
         });
         let served = Arc::clone(&shared);
         let acceptor = std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if served.stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                if let Ok(stream) = stream {
-                    let shared = Arc::clone(&served);
-                    // Ends by itself: with the client, or within a poll of `stop`.
-                    std::thread::spawn(move || serve::connection(&shared, stream));
-                }
-            }
+            crate::net::accept(&listener, &served.stop, |stream| {
+                let shared = Arc::clone(&served);
+                // Ends by itself: with the client, or within a poll of `stop`.
+                std::thread::spawn(move || serve::connection(&shared, stream));
+            });
         });
         Self {
             shared,
-            address,
             acceptor: Some(acceptor),
         }
     }
@@ -264,13 +305,18 @@ impl Faulty {
     }
 
     /// The layout it serves.
-    pub fn layout(&self) -> &Layout {
+    pub fn layout(&self) -> &Arc<Layout> {
         &self.shared.layout
     }
 
     /// Replaces the script.
     pub fn script(&self, rules: impl IntoIterator<Item = Rule>) {
         *lock(&self.shared.rules) = rules.into_iter().collect();
+    }
+
+    /// Replaces what it wants to see before it serves.
+    pub fn demand(&self, auth: Auth) {
+        *lock(&self.shared.auth) = auth;
     }
 
     /// All requests so far.
@@ -309,23 +355,26 @@ impl Faulty {
 
     /// One line for each request: for the message of a failing assertion.
     pub fn transcript(&self) -> String {
-        let line = |r: &Request| {
-            let range = r.header("range").unwrap_or("");
-            format!(
-                "{} {} {range} -> {} ({} bytes)",
-                r.method, r.path, r.status, r.sent
-            )
-        };
-        let lines: Vec<String> = self.requests().iter().map(line).collect();
-        lines.join("\n")
+        transcript(&self.requests())
     }
+}
+
+/// One line for each request.
+pub fn transcript(requests: &[Request]) -> String {
+    let line = |r: &Request| {
+        let range = r.header("range").unwrap_or("");
+        format!(
+            "{} {} {range} -> {} ({} bytes)",
+            r.method, r.path, r.status, r.sent
+        )
+    };
+    let lines: Vec<String> = requests.iter().map(line).collect();
+    lines.join("\n")
 }
 
 impl Drop for Faulty {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // Wakes the acceptor.
-        let _woken = TcpStream::connect(self.address);
         if let Some(acceptor) = self.acceptor.take() {
             let _ended = acceptor.join();
         }

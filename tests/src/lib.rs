@@ -9,6 +9,8 @@
 //! cargo build -p edgepull                      the program under test (or name one: EDGEPULL_BIN)
 //! cargo test -p edgepull-tests                 all of it, as root
 //! cargo test -p edgepull-tests --test lab      the lab alone: needs no edgepull
+//! cargo test -p edgepull-tests --test wild     the table of what registries do; EDGEPULL_WILD=word
+//!                                              runs the rows whose names have that word
 //! ```
 //!
 //! - [`tools`]: where things are; run directories; what a killed earlier run left is swept.
@@ -17,6 +19,10 @@
 //! - [`docker`]: a private dockerd over a private containerd (containerd image store).
 //! - [`registry`]: Debian's docker-registry on a free port; [`http`] is the client that pushes.
 //! - [`faulty`]: a registry that misbehaves by script and writes down every request.
+//! - [`fault_proxy`]: cuts, resets and stalls connections to a real server, and reads along.
+//! - [`pki`], [`tls_front`], [`token_server`], [`forward_proxy`]: private authorities, TLS before any
+//!   server, signed tokens for the real registry, a site's proxy.
+//! - [`shaped`]: a link with rate, delay and loss between two network namespaces.
 //! - [`image`]: deterministic OCI layouts of every shape the scenarios need.
 //! - [`scene`]: a registry with an image and a daemon, ready to pull; [`on_each_containerd`].
 //! - [`tree`]: what a snapshot is made of, to the attribute.
@@ -30,11 +36,18 @@ pub mod containerd;
 pub mod disk;
 pub mod docker;
 pub mod edgepull;
+pub mod fault_proxy;
 pub mod faulty;
+pub mod forward_proxy;
 pub mod http;
 pub mod image;
+mod net;
+pub mod pki;
 pub mod process;
 pub mod registry;
 pub mod scene;
+pub mod shaped;
+pub mod tls_front;
+pub mod token_server;
 pub mod tools;
 pub mod tree;

@@ -63,6 +63,11 @@ pub(crate) struct Global {
     )]
     pub(crate) snapshotter: Option<String>,
 
+    /// Tree of hosts.toml files: mirrors, CAs and client certificates for each registry
+    /// (several with `:` between) [default: the engine's, e.g. /etc/containerd/certs.d]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) hosts_dir: Option<PathBuf>,
+
     /// Talk http instead of https to the registries of this call
     #[arg(long, global = true)]
     pub(crate) plain_http: bool,
@@ -246,6 +251,7 @@ Examples:
   edgepull pull nginx:1.27                            into containerd, unpacked
   edgepull pull --pin -n k8s.io registry.k8s.io/pause:3.10
   edgepull pull --platform linux/arm64 --store oci-archive:app.tar app:1.4
+  edgepull pull --limit-rate 500k nginx:1.27          leave the rest of the link to others
   edgepull pull --platform zephyr/armv7 --artifact-dir ./out fita/service:1.0")]
 pub(crate) struct Pull {
     /// Image references
@@ -268,11 +274,24 @@ pub(crate) struct Pull {
     /// Protect from kubelet's image garbage collection
     #[arg(long)]
     pub(crate) pin: bool,
+    /// Bytes a second for all layers of this call together: 500k, 2M, 1.5MiB (powers of 1024)
+    #[arg(long, value_name = "R", value_parser = rate)]
+    pub(crate) limit_rate: Option<u64>,
     #[arg(long, value_enum, default_value_t)]
     pub(crate) progress: Progress,
     /// Write an artifact's files here
     #[arg(long, value_name = "DIR")]
     pub(crate) artifact_dir: Option<PathBuf>,
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    crate::registry::parse_rate(text).map_err(|error| {
+        let mut text = error.causes().join(": ");
+        if let Some(hint) = error.hint_text() {
+            text = format!("{text}; {hint}");
+        }
+        text
+    })
 }
 
 #[cfg(test)]

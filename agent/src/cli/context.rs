@@ -31,6 +31,7 @@ const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) printer: Printer,
+    rate: Option<u64>,
     host: OnceLock<Host>,
     client: OnceLock<Client>,
 }
@@ -90,9 +91,15 @@ impl Context {
         Self {
             global,
             printer,
+            rate: None,
             host: OnceLock::new(),
             client: OnceLock::new(),
         }
+    }
+
+    /// Bytes a second that all downloads of the call share.
+    pub(crate) fn limit_rate(self, rate: Option<u64>) -> Self {
+        Self { rate, ..self }
     }
 
     /// The host truth: of this machine, or of the recorded one.
@@ -135,11 +142,34 @@ impl Context {
         );
         let settings = Settings {
             plain_http: self.global.plain_http,
+            hosts_dirs: self.hosts_dirs()?,
             credentials,
+            rate: self.rate,
             ..Settings::default()
         };
-        let client = Client::new(settings)?;
+        let client = Client::new(settings);
         Ok(self.client.get_or_init(|| client))
+    }
+
+    /// Where `hosts.toml` files are: named, or the engine's. With a recorded host, too,
+    /// it is this machine that asks the registry, with its own settings.
+    fn hosts_dirs(&self) -> Result<Vec<PathBuf>> {
+        let Some(named) = &self.global.hosts_dir else {
+            return Ok(engine::hosts_dirs(self.profile().ok().as_ref()));
+        };
+        let dirs: Vec<PathBuf> = std::env::split_paths(named)
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .collect();
+        for dir in &dirs {
+            if !dir.is_dir() {
+                return Err(Error::new(
+                    Kind::Config,
+                    format_args!("--hosts-dir `{}` is no folder", dir.display()),
+                )
+                .hint("it holds a folder for each registry, with a hosts.toml in it"));
+            }
+        }
+        Ok(dirs)
     }
 
     /// Parses a registry reference.

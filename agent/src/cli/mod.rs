@@ -148,7 +148,11 @@ async fn until_stopped(cli: Cli, printer: Printer) -> Result<Failures> {
 }
 
 async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
-    let context = Context::new(cli.global, printer);
+    let rate = match &cli.verb {
+        Verb::Pull(pull) => pull.limit_rate,
+        _ => None,
+    };
+    let context = Context::new(cli.global, printer).limit_rate(rate);
     match cli.verb {
         Verb::Detect { record } => command::detect::run(&context, record.as_deref()).await,
         Verb::Inspect(look) => command::inspect::run(&context, &look, false).await,

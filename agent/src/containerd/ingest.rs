@@ -83,6 +83,19 @@ pub(super) struct Run {
     pub(super) progress: u64,
 }
 
+impl Run {
+    /// From nothing; what was fetched for it stays counted.
+    fn restarted(self) -> Self {
+        Self {
+            tally: Ingested {
+                downloaded: self.tally.downloaded,
+                ..Ingested::default()
+            },
+            ..Self::default()
+        }
+    }
+}
+
 impl Ingest<'_> {
     /// Brings `descriptor` in, with `labels` on it. What the source gives is hashed here
     /// when all of it passes here; what was resumed, the server hashes.
@@ -111,25 +124,32 @@ impl Ingest<'_> {
                     Cause::Mismatch => {
                         // The ingest is kept with its bad bytes, and would be resumed for ever.
                         engine.abort_ingest(&reference(&engine, descriptor)).await?;
-                        if restarted || !run.foreign {
+                        let elsewhere = self.source.distrust(descriptor);
+                        let joint = run.foreign || self.source.pieced(descriptor);
+                        if !elsewhere && (restarted || !joint) {
                             return Err(self.mismatch(descriptor, failure.error));
                         }
-                        restarted = true;
-                        run = Run::default();
+                        restarted |= !elsewhere;
+                        run = run.restarted();
                     }
                     _ => return Err(failure.error),
                 },
                 Stop::Source(error) => {
-                    if error.kind() == Kind::InvalidContent {
-                        engine.abort_ingest(&reference(&engine, descriptor)).await?;
+                    // Whoever speaks to the network goes on there as long as it helps; trying
+                    // again here would multiply its patience.
+                    if error.kind() != Kind::InvalidContent {
                         return Err(self.named(error));
                     }
-                    // Whoever speaks to the network retries there. What is added here is
-                    // only that an attempt which brought bytes was not in vain.
-                    let broken = matches!(error.kind(), Kind::Unavailable | Kind::Timeout);
-                    if !broken || run.progress == 0 {
+                    engine.abort_ingest(&reference(&engine, descriptor)).await?;
+                    // Bytes of several answers, or of an earlier run, may not fit together:
+                    // once more, from nothing.
+                    let elsewhere = self.source.distrust(descriptor);
+                    let joint = run.foreign || self.source.pieced(descriptor);
+                    if !elsewhere && (restarted || !joint) {
                         return Err(self.named(error));
                     }
+                    restarted |= !elsewhere;
+                    run = run.restarted();
                 }
             }
             if surprises > SURPRISES {

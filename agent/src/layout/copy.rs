@@ -157,42 +157,87 @@ fn put(out: &mut Temporary, bytes: &[u8]) -> Result<()> {
         .map_err(|error| Error::io("write", &out.path(), &error))
 }
 
-/// Streams a blob, verified, to where `out` stands. On failure `out` is gone, and
-/// its file with it.
+/// Streams a blob, verified, to where `out` stands. Bytes that turn out to be others are
+/// taken back, where the source can give them from elsewhere. On failure `out` is gone,
+/// and its file with it.
 pub(super) async fn pour(
     mut out: Temporary,
     descriptor: &Descriptor,
     source: &dyn Source,
     mut progress: impl FnMut(u64),
 ) -> Result<Temporary> {
+    use std::io::{Seek, SeekFrom};
+
+    let at = |out: &Temporary, to: SeekFrom| {
+        let moved = out.file().and_then(|mut file| file.seek(to));
+        moved.map_err(|error| Error::io("write", &out.path(), &error))
+    };
+    let start = at(&out, SeekFrom::Current(0))?;
+    let mut restarted = false;
+    loop {
+        let poured;
+        (out, poured) = pour_once(out, descriptor, source, &mut progress).await?;
+        match poured {
+            Err(error)
+                if error.kind() == Kind::InvalidContent
+                    && (source.distrust(descriptor)
+                        || (!std::mem::replace(&mut restarted, true)
+                            && source.pieced(descriptor))) =>
+            {
+                out = blocking(move || {
+                    at(&out, SeekFrom::Start(start))?;
+                    let cut = out.file().and_then(|file| file.set_len(start));
+                    cut.map_err(|error| Error::io("write", &out.path(), &error))?;
+                    Ok(out)
+                })
+                .await?;
+            }
+            poured => return poured.map(|()| out),
+        }
+    }
+}
+
+async fn pour_once(
+    mut out: Temporary,
+    descriptor: &Descriptor,
+    source: &dyn Source,
+    progress: &mut impl FnMut(u64),
+) -> Result<(Temporary, Result<()>)> {
     let mut verifier = Verifier::new(descriptor);
-    let mut stream = source.blob(descriptor, 0).await?;
+    let mut stream = match source.blob(descriptor, 0).await {
+        Ok(stream) => stream,
+        Err(error) => return Ok((out, Err(error))),
+    };
     let mut batch: Vec<Bytes> = Vec::new();
     let mut length = 0_usize;
     loop {
-        let ended = match stream.next().await.transpose()? {
-            Some(chunk) => {
+        let ended = match stream.next().await {
+            Some(Ok(chunk)) => {
                 length = length.saturating_add(chunk.len());
                 batch.push(chunk);
                 false
             }
+            Some(Err(error)) => return Ok((out, Err(error))),
             None => true,
         };
         if length >= BATCH || (ended && length > 0) {
             let chunks = std::mem::take(&mut batch);
-            (out, verifier) = blocking(move || {
-                for chunk in &chunks {
+            let put_down;
+            (out, verifier, put_down) = blocking(move || {
+                let put_down = chunks.iter().try_for_each(|chunk| {
                     verifier.update(chunk)?;
-                    put(&mut out, chunk)?;
-                }
-                Ok((out, verifier))
+                    put(&mut out, chunk)
+                });
+                Ok((out, verifier, put_down))
             })
             .await?;
+            if put_down.is_err() {
+                return Ok((out, put_down));
+            }
             progress(std::mem::take(&mut length) as u64);
         }
         if ended {
-            verifier.finish()?;
-            return Ok(out);
+            return Ok((out, verifier.finish().map(drop)));
         }
     }
 }

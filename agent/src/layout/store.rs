@@ -165,6 +165,7 @@ impl Layout {
             });
         };
         let mut stats = PutStats::default();
+        let mut restarted = false;
         loop {
             let offset = ingest.offset();
             stats.resumed = offset;
@@ -196,15 +197,18 @@ impl Layout {
                     done(false);
                     return Ok(stats);
                 }
-                // The fault may be in what an earlier attempt left (lost power), or
-                // the source cannot start in the middle: once more, from nothing.
+                // The fault may be in what an earlier attempt left (lost power), or in
+                // the joint of several answers, or the source cannot start in the middle:
+                // once more, from nothing.
                 Err(error)
-                    if offset > 0
-                        && matches!(error.kind(), Kind::InvalidContent | Kind::Unsupported) =>
+                    if matches!(error.kind(), Kind::InvalidContent | Kind::Unsupported)
+                        && (source.distrust(descriptor)
+                            || !std::mem::replace(&mut restarted, true)
+                                && (offset > 0 || source.pieced(descriptor))) =>
                 {
-                    let restarted;
-                    (ingest, restarted) = step(ingest, Ingest::restart).await?;
-                    restarted?;
+                    let began;
+                    (ingest, began) = step(ingest, Ingest::restart).await?;
+                    began?;
                 }
                 Err(error) => {
                     let kept = error.clone();

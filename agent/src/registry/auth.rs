@@ -17,9 +17,9 @@ use super::{
     challenge::{self, Bearer, Challenge},
     credentials::{Credentials, Found},
     docker_config::Login,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Route},
     notices::Notices,
-    retry::{Budget, Policy},
+    retry::Budget,
     token,
     transport::{Answer, Ask, Transport},
 };
@@ -33,6 +33,8 @@ use crate::{
 const MAX_REMEMBERED: usize = 1024;
 /// Basic credentials are looked up again after this, as files and helpers change.
 const BASIC_LIFETIME: Duration = Duration::from_secs(10 * 60);
+/// Each layer of a private image would ask again whether it is public.
+const DENIED: Duration = Duration::from_secs(30);
 /// Each way to a better answer is tried once; this only guards against a mistake here.
 const MAX_ROUNDS: u32 = 8;
 
@@ -44,6 +46,12 @@ pub(super) struct Subject {
     pub(super) origin: String,
     pub(super) plain_http: bool,
     pub(super) host: Option<String>,
+    /// Under which name credentials are looked up: a mirror's own, at a mirror.
+    pub(super) account: Arc<str>,
+    pub(super) is_mirror: bool,
+    pub(super) route: Arc<Route>,
+    /// Another server follows, so this one is not waited for as long.
+    pub(super) hurried: bool,
 }
 
 impl Subject {
@@ -54,6 +62,14 @@ impl Subject {
             origin: endpoint.origin(),
             plain_http: endpoint.is_plain_http(),
             host: endpoint.host().map(str::to_owned),
+            account: if endpoint.is_mirror() {
+                endpoint.authority().into()
+            } else {
+                repository.domain().into()
+            },
+            is_mirror: endpoint.is_mirror(),
+            route: endpoint.route().clone(),
+            hurried: false,
         }
     }
 
@@ -63,8 +79,13 @@ impl Subject {
 
     /// Our own scope and the challenge's, each once, in a stable order.
     fn scopes(&self, bearer: &Bearer) -> Vec<String> {
-        let mut scopes = vec![self.scope()];
         let theirs = bearer.scope.as_deref().unwrap_or_default();
+        // A mirror may have the repository under another name, which only it knows.
+        let mut scopes = if self.is_mirror && !theirs.trim().is_empty() {
+            Vec::new()
+        } else {
+            vec![self.scope()]
+        };
         scopes.extend(theirs.split_ascii_whitespace().map(str::to_owned));
         scopes.sort();
         scopes.dedup();
@@ -105,18 +126,28 @@ struct Known {
 
 #[derive(PartialEq, Eq, Hash, Clone)]
 struct GrantKey {
+    /// Mirrors may name the same realm; what one may present is not the other's.
+    account: Arc<str>,
     realm: String,
     service: Option<String>,
     scopes: Vec<String>,
     anonymous: bool,
 }
 
-type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
+/// What is in a slot: a grant, or that there is none for nobody in particular.
+#[derive(Default)]
+enum Kept {
+    #[default]
+    Nothing,
+    Grant(Grant),
+    Denied(Error, Instant),
+}
+
+type Slot = Arc<tokio::sync::Mutex<Kept>>;
 
 /// The grants of one client.
 pub(super) struct Auth {
     credentials: Credentials,
-    policy: Policy,
     notices: Notices,
     known: Mutex<HashMap<(String, Arc<str>), Known>>,
     /// A slot is locked while its grant is being fetched, so that ten blobs that start
@@ -150,10 +181,9 @@ struct Refused {
 }
 
 impl Auth {
-    pub(super) fn new(credentials: Credentials, policy: Policy, notices: Notices) -> Self {
+    pub(super) fn new(credentials: Credentials, notices: Notices) -> Self {
         Self {
             credentials,
-            policy,
             notices,
             known: Mutex::default(),
             slots: Mutex::default(),
@@ -170,7 +200,7 @@ impl Auth {
         budget: &mut Budget,
     ) -> Result<(Answer, Who)> {
         let mut round = Round::default();
-        let mut access = self.ready(transport, subject, &mut round).await?;
+        let mut access = self.ready(transport, subject, &mut round, budget).await?;
         for turn in 0.. {
             let header = access.as_ref().map(|access| &access.header);
             let answer = transport.send(ask, header, budget).await?;
@@ -201,7 +231,14 @@ impl Auth {
                 return Ok((answer, who));
             }
             match self
-                .next(transport, subject, &answer, access.take(), &mut round)
+                .next(
+                    transport,
+                    subject,
+                    &answer,
+                    access.take(),
+                    &mut round,
+                    budget,
+                )
                 .await?
             {
                 Step::Again(next) => access = next,
@@ -227,13 +264,21 @@ impl Auth {
         transport: &Transport,
         subject: &Subject,
         round: &mut Round,
+        budget: &mut Budget,
     ) -> Result<Option<Access>> {
         let Some(known) = self.known(subject) else {
             return Ok(None);
         };
         round.anonymous = known.anonymous;
         match self
-            .grant(transport, subject, &known.challenge, known.anonymous, None)
+            .grant(
+                transport,
+                subject,
+                &known.challenge,
+                known.anonymous,
+                None,
+                budget,
+            )
             .await
         {
             Ok(access) => Ok(access),
@@ -250,17 +295,28 @@ impl Auth {
         answer: &Answer,
         used: Option<Access>,
         round: &mut Round,
+        budget: &mut Budget,
     ) -> Result<Step> {
         let lines = answer.headers().get_all(WWW_AUTHENTICATE);
         let challenges = challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()));
-        let challenge = challenges.into_iter().next();
-        if answer.status().as_u16() == 401 {
+        let mut challenge = challenges.into_iter().next();
+        let unauthorized = answer.status().as_u16() == 401;
+        if unauthorized {
             let Some(challenge) = &challenge else {
                 return Ok(Step::GiveUp);
             };
             self.remember(subject, challenge, round.anonymous);
+        } else if used.as_ref().is_some_and(|used| !used.fresh) {
+            // Some registries with Basic say 403 of a login that has expired. It is looked up
+            // again, which costs no request; a token would cost one for each denial.
+            let known = self.known(subject).map(|known| known.challenge);
+            challenge = challenge
+                .or(known)
+                .filter(|challenge| matches!(challenge, Challenge::Basic));
+        }
+        if let Some(challenge) = &challenge {
             let stale = match &used {
-                None if !round.asked => {
+                None if unauthorized && !round.asked => {
                     round.asked = true;
                     Some(None)
                 }
@@ -271,9 +327,14 @@ impl Auth {
                 _ => None,
             };
             if let Some(stale) = stale {
-                return self
-                    .obtain(transport, subject, challenge, stale.as_ref(), round)
-                    .await;
+                let step = self
+                    .obtain(transport, subject, challenge, stale.as_ref(), round, budget)
+                    .await?;
+                let same = matches!(&step, Step::Again(Some(next)) if Some(&next.header) == stale.as_ref());
+                // The same login again would be denied again.
+                if unauthorized || !same {
+                    return Ok(step);
+                }
             }
         }
         // A refusal of who asked. Old credentials must not lock anybody out of what is
@@ -289,7 +350,7 @@ impl Auth {
         round.refused = Some(source);
         match challenge.or_else(|| self.known(subject).map(|known| known.challenge)) {
             Some(challenge @ Challenge::Bearer(_)) => {
-                self.obtain(transport, subject, &challenge, None, round)
+                self.obtain(transport, subject, &challenge, None, round, budget)
                     .await
             }
             Some(Challenge::Basic) | None => Ok(Step::Again(None)),
@@ -304,9 +365,17 @@ impl Auth {
         challenge: &Challenge,
         stale: Option<&HeaderValue>,
         round: &mut Round,
+        budget: &mut Budget,
     ) -> Result<Step> {
         let first = self
-            .grant(transport, subject, challenge, round.anonymous, stale)
+            .grant(
+                transport,
+                subject,
+                challenge,
+                round.anonymous,
+                stale,
+                budget,
+            )
             .await;
         let outcome = match first {
             Err(Refused {
@@ -315,7 +384,8 @@ impl Auth {
             }) if error.kind() == Kind::Unauthorized && !round.anonymous => {
                 round.anonymous = true;
                 round.refused = Some(source);
-                self.grant(transport, subject, challenge, true, None).await
+                self.grant(transport, subject, challenge, true, None, budget)
+                    .await
             }
             other => other,
         };
@@ -340,15 +410,18 @@ impl Auth {
         challenge: &Challenge,
         anonymous: bool,
         stale: Option<&HeaderValue>,
+        budget: &mut Budget,
     ) -> Result<Option<Access>, Refused> {
         let key = match challenge {
             Challenge::Basic => GrantKey {
+                account: subject.account.clone(),
                 realm: subject.origin.clone(),
                 service: None,
                 scopes: vec![subject.scope()],
                 anonymous,
             },
             Challenge::Bearer(bearer) => GrantKey {
+                account: subject.account.clone(),
                 realm: bearer.realm.clone(),
                 service: bearer.service.clone(),
                 scopes: subject.scopes(bearer),
@@ -357,18 +430,25 @@ impl Auth {
         };
         let slot = self.slot(&key);
         let mut slot = slot.lock().await;
-        if let Some(grant) = &*slot
-            && Instant::now() < grant.until
-            && stale != Some(&grant.access.header)
-        {
-            return Ok(Some(grant.access.clone()));
+        match &*slot {
+            Kept::Grant(grant)
+                if Instant::now() < grant.until && stale != Some(&grant.access.header) =>
+            {
+                return Ok(Some(grant.access.clone()));
+            }
+            Kept::Denied(error, until) if Instant::now() < *until => {
+                return Err(Refused {
+                    error: error.clone(),
+                    source: None,
+                });
+            }
+            _ => *slot = Kept::Nothing,
         }
-        *slot = None;
         let found = if anonymous {
             None
         } else {
             self.credentials
-                .lookup(&subject.domain, &subject.path)
+                .lookup(&subject.account, &subject.path, subject.is_mirror)
                 .await
                 .map_err(|error| Refused {
                     error: error.registry(&subject.domain),
@@ -377,11 +457,23 @@ impl Auth {
         };
         let source = found.as_ref().map(|found| found.source.clone());
         let made = self
-            .make(transport, subject, challenge, &key.scopes, found.as_ref())
+            .make(
+                transport,
+                subject,
+                challenge,
+                &key.scopes,
+                found.as_ref(),
+                budget,
+            )
             .await
-            .map_err(|error| Refused {
-                error,
-                source: source.clone(),
+            .map_err(|error| {
+                if anonymous && error.kind() == Kind::Unauthorized {
+                    *slot = Kept::Denied(error.clone(), Instant::now() + DENIED);
+                }
+                Refused {
+                    error,
+                    source: source.clone(),
+                }
             })?;
         let Some((header, lifetime)) = made else {
             return Ok(None);
@@ -391,7 +483,7 @@ impl Auth {
             source,
             fresh: true,
         };
-        *slot = Some(Grant {
+        *slot = Kept::Grant(Grant {
             access: Access {
                 fresh: false,
                 ..access.clone()
@@ -409,6 +501,7 @@ impl Auth {
         challenge: &Challenge,
         scopes: &[String],
         found: Option<&Found>,
+        budget: &mut Budget,
     ) -> Result<Option<(HeaderValue, Duration)>> {
         match (challenge, found.map(|found| &found.login)) {
             (Challenge::Basic, Some(Login::Password { user, password })) => {
@@ -420,9 +513,7 @@ impl Auth {
             ))),
             (Challenge::Basic, None | Some(Login::Identity(_))) => Ok(None),
             (Challenge::Bearer(bearer), _) => {
-                let mut budget = Budget::new(self.policy);
-                let token =
-                    token::fetch(transport, subject, bearer, scopes, found, &mut budget).await?;
+                let token = token::fetch(transport, subject, bearer, scopes, found, budget).await?;
                 let header = token::header(&format!("Bearer {}", token.secret.reveal()))?;
                 Ok(Some((header, token.lifetime)))
             }

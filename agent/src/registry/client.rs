@@ -1,17 +1,23 @@
 //! The client: settings, connections and grants, shared by all repositories.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
 
 use super::{
-    auth::Auth, credentials::Credentials, hosts, notices::Notices, repo::Repo, retry::Policy,
-    transport::Transport,
+    auth::Auth, blob::Flow, credentials::Credentials, hosts::Hosts, notices::Notices, pace::Pace,
+    quota::Quota, repo::Repo, retry::Policy, tls::Trust, transport::Transport,
 };
-use crate::{error::Result, oci::Reference};
+use crate::oci::Reference;
 
 /// Long enough for a satellite link, short enough to try another host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Caches that fetch or build on demand may be silent for a while.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// A body that has begun is resumed, so that its silence need not be borne for long.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// containerd's own default.
+const CONCURRENT_DOWNLOADS: usize = 3;
 const USER_AGENT: &str = concat!("edgepull/", env!("CARGO_PKG_VERSION"));
 
 /// How registries are talked to.
@@ -19,12 +25,20 @@ const USER_AGENT: &str = concat!("edgepull/", env!("CARGO_PKG_VERSION"));
 pub struct Settings {
     /// Plain http for every registry (`--plain-http`).
     pub plain_http: bool,
+    /// containerd's trees of `hosts.toml` files, the first that knows a registry counts.
+    pub hosts_dirs: Vec<PathBuf>,
     /// Who asks.
     pub credentials: Credentials,
     /// For name lookup, connection and TLS handshake together.
     pub connect_timeout: Duration,
     /// For each read: the first byte of an answer, and each later silence.
     pub read_timeout: Duration,
+    /// A blob's body without (almost) any byte for so long is broken off and resumed.
+    pub stall_timeout: Duration,
+    /// Bytes a second that all blobs of this client may take together.
+    pub rate: Option<u64>,
+    /// Blobs that this client fetches at once, for whatever pull; at least 1.
+    pub max_concurrent_downloads: usize,
     /// What the registry's operators see.
     pub user_agent: String,
     /// Whether `https_proxy`, `http_proxy` and `no_proxy` count.
@@ -37,9 +51,13 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             plain_http: false,
+            hosts_dirs: Vec::new(),
             credentials: Credentials::none(),
             connect_timeout: CONNECT_TIMEOUT,
             read_timeout: READ_TIMEOUT,
+            stall_timeout: STALL_TIMEOUT,
+            rate: None,
+            max_concurrent_downloads: CONCURRENT_DOWNLOADS,
             user_agent: USER_AGENT.to_owned(),
             system_proxy: true,
             retry: Policy::default(),
@@ -54,29 +72,43 @@ pub struct Client {
 }
 
 pub(super) struct Shared {
-    pub(super) plain_http: bool,
+    pub(super) hosts: Hosts,
     pub(super) retry: Policy,
     pub(super) transport: Transport,
     pub(super) auth: Auth,
     pub(super) notices: Notices,
+    pub(super) flow: Flow,
+    pub(super) slots: Arc<Semaphore>,
 }
 
 impl Client {
     /// Reads the host's certificate store; connects to nobody yet.
-    pub fn new(settings: Settings) -> Result<Self> {
-        let transport = Transport::new(&settings)?;
-        Ok(Self::with_transport(settings, transport))
+    pub fn new(settings: Settings) -> Self {
+        let trust = super::tls::system();
+        Self::trusting(settings, trust)
     }
 
-    pub(super) fn with_transport(settings: Settings, transport: Transport) -> Self {
+    pub(super) fn trusting(settings: Settings, trust: Trust) -> Self {
         let notices = Notices::default();
         Self {
             shared: Arc::new(Shared {
-                plain_http: settings.plain_http,
+                transport: Transport::trusting(&settings, trust, notices.clone()),
                 retry: settings.retry,
-                transport,
-                auth: Auth::new(settings.credentials, settings.retry, notices.clone()),
+                auth: Auth::new(settings.credentials, notices.clone()),
+                hosts: Hosts {
+                    roots: settings.hosts_dirs,
+                    plain_http: settings.plain_http,
+                },
                 notices,
+                flow: Flow {
+                    stall: settings.stall_timeout,
+                    pace: settings.rate.map(|rate| Arc::new(Pace::new(rate))),
+                },
+                slots: Arc::new(Semaphore::new(
+                    settings
+                        .max_concurrent_downloads
+                        .clamp(1, Semaphore::MAX_PERMITS),
+                )),
             }),
         }
     }
@@ -92,6 +124,11 @@ impl Client {
         self.shared.transport.auth_requests()
     }
 
+    /// What registries said last of the requests that they allow, by host.
+    pub fn quotas(&self) -> Vec<(String, Quota)> {
+        self.shared.transport.quotas.all()
+    }
+
     /// Oddities since the last call that did not stop the work: a digest header that
     /// lies, stored credentials that are refused. Sentences for the user.
     pub fn take_notices(&self) -> Vec<String> {
@@ -101,7 +138,7 @@ impl Client {
     /// The repository of `reference`, to be asked for it and for what it points to.
     pub fn repository(&self, reference: &Reference) -> Repo {
         let domain = reference.repository().domain();
-        let endpoints = hosts::endpoints(domain, self.shared.plain_http);
+        let endpoints = self.shared.hosts.endpoints(domain, &self.shared.notices);
         Repo::new(self.clone(), reference.clone(), endpoints)
     }
 }
@@ -109,7 +146,7 @@ impl Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("plain_http", &self.shared.plain_http)
+            .field("hosts", &self.shared.hosts)
             .field("requests", &self.requests())
             .finish_non_exhaustive()
     }

@@ -176,9 +176,16 @@ impl Credentials {
 
     /// The first login for the repository. A file that nobody named and that cannot be
     /// used is warned about and passed over.
-    pub(super) async fn lookup(&self, domain: &str, path: &str) -> Result<Option<Found>> {
+    /// What was given for the registries of a call is not for their mirrors.
+    pub(super) async fn lookup(
+        &self,
+        domain: &str,
+        path: &str,
+        is_mirror: bool,
+    ) -> Result<Option<Found>> {
         for source in self.sources.iter() {
             let found = match source {
+                Source::Given(_) if is_mirror => None,
                 Source::Given(login) => Some(Found {
                     login: login.clone(),
                     source: "--creds".into(),
@@ -329,11 +336,17 @@ mod tests {
             ("c.example", Some("docker")),
             ("d.example", None),
         ] {
-            let found = credentials.lookup(domain, "x").await.expect("readable");
+            let found = credentials
+                .lookup(domain, "x", false)
+                .await
+                .expect("readable");
             assert_eq!(user(found).map(|(user, _)| user).as_deref(), expected);
         }
         let given = Credentials::discover(Some("me:hunter2:x"), Some(&authfile), &environment);
-        let found = given.lookup("a.example", "x").await.expect("readable");
+        let found = given
+            .lookup("a.example", "x", false)
+            .await
+            .expect("readable");
         assert_eq!(user(found), Some(("me".to_owned(), "--creds".to_owned())));
         assert!(!format!("{given:?}").contains("hunter2"));
     }
@@ -342,12 +355,12 @@ mod tests {
     async fn a_named_file_must_be_there_and_bounded() {
         let dir = tempfile::tempdir().expect("a directory");
         let missing = Credentials::file(dir.path().join("none"));
-        let error = missing.lookup("a", "b").await.expect_err("missing");
+        let error = missing.lookup("a", "b", false).await.expect_err("missing");
         assert_eq!(error.kind(), Kind::Config);
         let big = dir.path().join("big");
         std::fs::write(&big, vec![b' '; 2 << 20]).expect("written");
         let error = Credentials::file(big)
-            .lookup("a", "b")
+            .lookup("a", "b", false)
             .await
             .expect_err("big");
         assert_eq!(error.kind(), Kind::Config);

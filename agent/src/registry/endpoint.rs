@@ -1,16 +1,21 @@
 //! One server that answers for a registry.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
-use reqwest::Url;
+use reqwest::{Url, header::HeaderMap};
 
+use super::tls::HostTls;
 use crate::{
     error::{Error, Result},
     kind::Kind,
 };
 
 /// Where the distribution API starts on an ordinary registry.
-const API_ROOT: &str = "/v2";
+pub(super) const API_ROOT: &str = "/v2";
 
 /// What a server is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +32,34 @@ impl Capabilities {
         resolve: true,
         pull: true,
     };
+
+    /// Whether it may do all that `other` may.
+    pub(super) fn include(self, other: Self) -> bool {
+        (self.resolve || !other.resolve) && (self.pull || !other.pull)
+    }
 }
 
 /// A server for the repositories of one registry: scheme, host, port, path prefix.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Endpoint {
     /// Scheme, host and port, with the path `/`.
     base: Url,
     prefix: String,
     capabilities: Capabilities,
+    /// The registry whose content is wanted, where the server is another one: mirrors
+    /// of several registries tell them apart by it.
+    namespace: Option<Arc<str>>,
+    route: Arc<Route>,
+}
+
+/// How a server is connected to, and what it wants to see in each request.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    /// What the rest is for; nothing of it leaves this origin, but for trusted CAs.
+    pub(super) origin: String,
+    pub(super) headers: HeaderMap,
+    pub(super) tls: Option<Arc<HostTls>>,
+    pub(super) dial_timeout: Option<Duration>,
 }
 
 impl Endpoint {
@@ -50,11 +74,45 @@ impl Endpoint {
                     format_args!("`{authority}` is no registry host"),
                 )
             })?;
-        Ok(Self {
+        Ok(Self::at(base, API_ROOT.to_owned(), Capabilities::ALL))
+    }
+
+    /// A server at `base`, whose repositories begin below `prefix`.
+    pub(super) fn at(base: Url, prefix: String, capabilities: Capabilities) -> Self {
+        let route = Arc::new(Route {
+            origin: origin(&base),
+            headers: HeaderMap::new(),
+            tls: None,
+            dial_timeout: None,
+        });
+        Self {
             base,
-            prefix: API_ROOT.to_owned(),
-            capabilities: Capabilities::ALL,
-        })
+            prefix,
+            capabilities,
+            namespace: None,
+            route,
+        }
+    }
+
+    /// It serves content of the registry `domain`, and is another server.
+    pub(super) fn mirroring(mut self, domain: &str) -> Self {
+        self.namespace = Some(domain.into());
+        self
+    }
+
+    pub(super) fn with_route(
+        mut self,
+        headers: HeaderMap,
+        tls: Option<Arc<HostTls>>,
+        dial_timeout: Option<Duration>,
+    ) -> Self {
+        self.route = Arc::new(Route {
+            origin: self.origin(),
+            headers,
+            tls,
+            dial_timeout,
+        });
+        self
     }
 
     /// What this server may be asked for.
@@ -67,10 +125,39 @@ impl Endpoint {
         authority(&self.base)
     }
 
+    /// Whether it is another server than the registry of the reference. Nobody's
+    /// credentials for the registry go there.
+    pub(super) fn is_mirror(&self) -> bool {
+        self.namespace.is_some()
+    }
+
+    pub(super) fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+
+    /// Whether both are the same place.
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        self.base == other.base && self.prefix == other.prefix
+    }
+
+    /// Address and prefix, for the log.
+    pub(super) fn shown(&self) -> String {
+        format!("{}{}", self.origin(), self.prefix)
+    }
+
     /// The address of a manifest (by tag or digest) or a blob.
-    pub(super) fn url(&self, repository: &str, collection: &str, name: &str) -> Url {
+    pub(super) fn url(
+        &self,
+        repository: &str,
+        collection: &str,
+        name: &str,
+        namespaced: bool,
+    ) -> Url {
         let mut url = self.base.clone();
         url.set_path(&format!("{}/{repository}/{collection}/{name}", self.prefix));
+        if namespaced && let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
         url
     }
 
@@ -85,10 +172,13 @@ impl Endpoint {
 
     /// Scheme, host and port; what credentials and tokens belong to.
     pub(super) fn origin(&self) -> String {
-        self.base.origin().ascii_serialization()
+        origin(&self.base)
     }
 }
 
+pub(super) fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
 /// Host and, unless it is the scheme's own, port.
 pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
@@ -116,7 +206,7 @@ mod tests {
     fn urls_keep_port_prefix_and_digest() {
         let endpoint = Endpoint::registry("http", "[::1]:5000").expect("a host");
         assert_eq!(
-            endpoint.url("a/b", "manifests", "sha256:00").as_str(),
+            endpoint.url("a/b", "manifests", "sha256:00", true).as_str(),
             "http://[::1]:5000/v2/a/b/manifests/sha256:00"
         );
         assert_eq!(endpoint.authority(), "[::1]:5000");

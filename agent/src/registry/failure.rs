@@ -1,17 +1,18 @@
 //! What went wrong, in the words of the reader: each failed request becomes one error
 //! with kind, registry, cause and next step, and an advice whether to ask again.
 
-use std::{error::Error as StdError, fmt, io, sync::Arc};
+use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use reqwest::{StatusCode, Url};
-use rustls::{CertificateError, InvalidMessage};
+use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 use super::{
     auth::Who,
     body::{self, BodyFault},
-    endpoint,
+    endpoint, quota,
     retry::{self, Advice},
     said::{MAX_SAID, Said, printable},
+    tls,
     transport::Answer,
 };
 use crate::{
@@ -55,11 +56,20 @@ impl Target {
         }
     }
 
+    /// Whether it is asked for by its digest, so that no answer can be another's.
+    pub(super) fn is_pinned(&self) -> bool {
+        match &self.what {
+            What::Manifest { name, .. } => name.contains(':'),
+            What::Blob { .. } => true,
+            What::Token { .. } => false,
+        }
+    }
+
     pub(super) fn is_token(&self) -> bool {
         matches!(self.what, What::Token { .. })
     }
 
-    fn error(&self, kind: Kind) -> Error {
+    pub(super) fn error(&self, kind: Kind) -> Error {
         Error::new(kind, format_args!("cannot fetch {self}")).registry(&self.registry)
     }
 }
@@ -124,6 +134,7 @@ pub(super) fn transport(
     target: &Target,
     url: &Url,
     elsewhere: bool,
+    proxy: Option<&str>,
     error: reqwest::Error,
 ) -> Failed {
     let host = endpoint::authority(url);
@@ -168,23 +179,42 @@ pub(super) fn transport(
             Advice::Never,
         ),
         Fault::Proxy => (
-            base.because("the proxy refused to connect")
+            base.because(format_args!("{} wants credentials", named(proxy)))
                 .caused_by_root(&error)
-                .hint("check the credentials in https_proxy, and no_proxy")
+                .hint(proxy_hint(proxy))
                 .retry(false),
             Advice::Never,
         ),
-        Fault::Tls(tls) => (certificate(base, &shown, &tls), Advice::Never),
+        Fault::Tls(why) => (certificate(base, &shown, &why), Advice::Never),
         Fault::Broken => (
             base.because(format_args!("the connection to {shown} broke"))
                 .caused_by_root(&error),
             Advice::Backoff,
         ),
     };
+    // What a proxy on the way does looks like the far side's doing.
+    let failure = match proxy {
+        Some(proxy) => failure.because(format_args!("on the way through the proxy {proxy}")),
+        None => failure,
+    };
     Failed {
         error: failure,
         advice,
     }
+}
+
+fn named(proxy: Option<&str>) -> String {
+    proxy.map_or_else(
+        || "a proxy".to_owned(),
+        |proxy| format!("the proxy {proxy}"),
+    )
+}
+
+fn proxy_hint(proxy: Option<&str>) -> String {
+    format!(
+        "set the credentials of {} in https_proxy or http_proxy (http://USER:PASSWORD@PROXY), or exempt the registry by no_proxy",
+        named(proxy)
+    )
 }
 
 /// Only the innermost cause: the layers above say "error sending request".
@@ -290,11 +320,18 @@ fn certificate(base: Error, host: &str, error: &rustls::Error) -> Error {
         ) => base
             .because(format_args!("the certificate of {host} is out of its dates"))
             .hint(clock),
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => base
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::Other(_),
+        ) if tls::is_untrusted(error) => base
             .because(format_args!(
-                "the certificate of {host} is signed by an authority that this host does not trust"
+                "the certificate of {host} is signed by {}that this host does not trust",
+                match error {
+                    rustls::Error::InvalidCertificate(CertificateError::Other(_)) =>
+                        "itself, an authority ",
+                    _ => "an authority ",
+                }
             ))
-            .hint("with a private CA, add its certificate to the host's trust store; else somebody intercepts the connection")
+            .hint("with a private CA, add its certificate to the host's trust store, or as `ca` to the registry's hosts.toml; else somebody intercepts the connection")
             .retry(false),
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -302,6 +339,17 @@ fn certificate(base: Error, host: &str, error: &rustls::Error) -> Error {
             .because(format_args!("the certificate of {host} is for another name"))
             .because(printable(&error.to_string(), MAX_SAID))
             .hint("use the name that the certificate has, or correct the certificate")
+            .retry(false),
+        rustls::Error::AlertReceived(
+            alert @ (AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::DecryptError
+            | AlertDescription::CertificateUnknown),
+        ) => base
+            .because(format_args!("{host} refuses who we are: TLS alert {alert:?}"))
+            .hint("it wants another client certificate, or one at all; set `client` in the registry's hosts.toml")
             .retry(false),
         other => base
             .because(format_args!("the TLS handshake with {host} failed"))
@@ -323,7 +371,19 @@ pub(super) fn body(target: &Target, url: &Url, fault: BodyFault, limit: usize) -
                 .because(format_args!("{host} sends its answer too slowly")),
             advice: Advice::Backoff,
         },
-        BodyFault::Broken(error) => transport(target, url, false, error),
+        BodyFault::Broken(error) => transport(target, url, false, None, error),
+    }
+}
+
+/// A body that stopped coming.
+pub(super) fn stalled(target: &Target, url: &Url, limit: Duration) -> Failed {
+    Failed {
+        error: target.error(Kind::Timeout).because(format_args!(
+            "{} sent (almost) nothing for {} s",
+            endpoint::authority(url),
+            limit.as_secs_f32()
+        )),
+        advice: Advice::Backoff,
     }
 }
 
@@ -337,7 +397,7 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
     } else {
         format!("{host} answered {status}")
     };
-    if let Some(text) = &said.text {
+    if let Some(text) = said.text.as_ref().or(said.title.as_ref()) {
         cause.push_str(": ");
         cause.push_str(text);
     }
@@ -349,17 +409,18 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
     match status.as_u16() {
         401 | 403 => denied(of(Kind::Unauthorized), target, who),
         404 | 410 => absent(of(Kind::NotFound), target, &said, who),
-        429 => rate_limited(of(Kind::RateLimited), &answer),
+        429 => quota::limited(of(Kind::RateLimited), target, answer.headers()),
         407 => of(Kind::Unavailable)
-            .hint("a proxy wants credentials; set them in https_proxy, or exempt the registry by no_proxy")
+            .hint(proxy_hint(answer.proxy.as_deref()))
             .retry(false),
-        406 => of(Kind::InvalidContent)
-            .hint("the registry does not serve the manifest types that are in use today; is it very old?"),
+        406 => of(Kind::InvalidContent).hint(
+            "the registry does not serve the manifest types that are in use today; is it very old?",
+        ),
         451 => of(Kind::Unavailable).retry(false),
         400 if cause.contains("HTTP request to an HTTPS server") => of(Kind::Unavailable)
             .hint("this registry wants https")
             .retry(false),
-        408 | 500..=599 => of(Kind::Unavailable).after(retry::retry_after(answer.headers())),
+        408 | 425 | 500..=599 => of(Kind::Unavailable).after(retry::retry_after(answer.headers())),
         code => {
             let error = of(Kind::Unavailable).retry(code >= 500);
             match said.title {
@@ -367,19 +428,6 @@ pub(super) async fn status(target: &Target, mut answer: Answer, who: &Who) -> Er
                 None => error,
             }
         }
-    }
-}
-
-fn rate_limited(error: Error, answer: &Answer) -> Error {
-    let wait = retry::retry_after(answer.headers());
-    match wait {
-        Some(wait) => error
-            .hint(format_args!(
-                "the registry asks to wait {} s; logged-in users often have a higher limit",
-                wait.as_secs()
-            ))
-            .after(Some(wait)),
-        None => error.hint("wait, or log in: logged-in users often have a higher limit"),
     }
 }
 

@@ -3,23 +3,32 @@
 //! A [`Client`] is made once for a call or a daemon; [`Client::repository`] binds it
 //! to one repository, and that is a [`crate::source::Source`]. One request takes this
 //! way: `repo` (what is wanted, and what an answer means) → `auth` (who asks) →
-//! `transport` (retries, redirects, counting). Everything that arrives is bounded
+//! `transport` (retries, redirects, counting). A blob is a stream of `resume`, which asks
+//! for the rest when an answer breaks off. Everything that arrives is bounded
 //! before it is held, and verified before it is believed.
 
+mod announced;
+mod asking;
 mod auth;
 mod blob;
 mod body;
 mod challenge;
 mod client;
+mod clients;
 mod credentials;
 mod docker_config;
 mod endpoint;
 mod failure;
+mod health;
 mod helper;
 mod hosts;
 mod notices;
+mod pace;
+mod proxy;
+mod quota;
 mod range;
 mod repo;
+mod resume;
 mod retry;
 mod said;
 mod tls;
@@ -34,6 +43,8 @@ mod tests;
 pub use client::{Client, Settings};
 pub use credentials::{Credentials, Environment};
 pub use endpoint::{Capabilities, Endpoint};
+pub use pace::parse_rate;
+pub use quota::Quota;
 pub use repo::Repo;
 pub use retry::Policy;
 
@@ -61,6 +72,21 @@ pub mod fuzzing {
     /// Reads the value of a `Content-Range` header.
     pub fn content_range(text: &str) {
         let _ = super::range::ContentRange::parse(text);
+    }
+
+    /// Reads a `hosts.toml`.
+    pub fn hosts_toml(text: &str) {
+        drop(super::hosts::parse(text));
+    }
+
+    /// Reads the headers about rate limits, one value a line.
+    pub fn rate_limit(text: &str) {
+        super::quota::fuzz(text);
+    }
+
+    /// Reads a transfer rate.
+    pub fn limit_rate(text: &str) {
+        drop(super::parse_rate(text));
     }
 
     /// Reads the body of a failed request.

@@ -1,27 +1,31 @@
 //! One repository: its manifests and blobs, from the servers that answer for it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use base64::Engine;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::{Method, Url};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
+    announced::{DocumentHeaders, described, fitting, inline, is_foreign},
+    asking::{Asking, Troubles},
     auth::{Subject, Who},
-    blob,
+    blob::{self, Misfit, Reading},
     body::{self, SMALL_BODY_TIME},
     client::Client,
     endpoint::{Capabilities, Endpoint},
     failure::{self, Target},
-    retry::Budget,
+    health::{self, Health, Namespaced},
+    resume::{self, Opened},
+    retry::{Budget, Effort, Policy},
     said,
     transport::{Answer, Ask},
 };
 use crate::{
     error::{Error, Result},
     kind::Kind,
-    oci::{Descriptor, Digest, Document, DocumentKind, Hasher, MediaType, Reference, Verified},
+    oci::{Descriptor, Digest, Document, Hasher, Reference, Verified},
     source::{BlobStream, Source},
 };
 
@@ -40,7 +44,7 @@ const ACCEPT_MANIFEST: &str = concat!(
 const ACCEPT_BLOB: &str = "*/*";
 
 /// The limit that registries themselves have.
-const MAX_MANIFEST: usize = 4 << 20;
+pub(super) const MAX_MANIFEST: usize = 4 << 20;
 /// Addresses of a foreign layer that are tried.
 const MAX_FOREIGN: usize = 4;
 
@@ -51,6 +55,9 @@ pub struct Repo {
     reference: Reference,
     /// A domain that is no host is reported when it is first used.
     endpoints: Result<Arc<[Endpoint]>>,
+    /// Shared by all requests that this value and its clones make.
+    effort: Arc<Effort>,
+    pub(super) troubles: Arc<Troubles>,
 }
 
 impl Repo {
@@ -63,6 +70,8 @@ impl Repo {
             client,
             reference,
             endpoints: endpoints.map(Into::into),
+            effort: Arc::default(),
+            troubles: Arc::default(),
         }
     }
 
@@ -75,51 +84,126 @@ impl Repo {
     /// used (no digest, no length, another status than 200): then [`Repo::get`] tells.
     /// It is a claim of the registry; nothing is verified yet.
     pub async fn head(&self) -> Result<Option<Descriptor>> {
-        let mut first = None;
-        for at in self.servers(|can| can.resolve)? {
+        let mut asking = Asking::new(self, self.resolving(), None)?;
+        let mut unclear = false;
+        while let Some(at) = asking.next() {
             match at.head().await {
-                Ok(found) => return Ok(found),
-                Err(error) => first = first.or(Some(error)),
+                Ok(Some(found)) => return Ok(Some(found)),
+                // Another host may say it; if none does, the GET asks all of them again.
+                Ok(None) => unclear = true,
+                Err(error) => asking.failed(&at, error),
             }
         }
-        Err(self.verdict(first))
+        if unclear {
+            return Ok(None);
+        }
+        Err(asking.verdict())
     }
 
     /// Fetches what the reference points at. A digest reference is verified; for a tag
     /// the body's own hash is the digest, whatever the registry's header says.
     pub async fn get(&self) -> Result<Document> {
-        let mut first = None;
-        for at in self.servers(|can| can.resolve)? {
+        let mut asking = Asking::new(self, self.resolving(), None)?;
+        while let Some(at) = asking.next() {
             match at.get().await {
                 Ok(found) => return Ok(found),
-                Err(error) => first = first.or(Some(error)),
+                Err(error) => asking.failed(&at, error),
             }
         }
-        Err(self.verdict(first))
+        Err(asking.verdict())
     }
 
-    /// The servers to ask, in order; the first that delivers wins.
-    fn servers(&self, able: fn(Capabilities) -> bool) -> Result<Vec<At<'_>>> {
-        let endpoints = match &self.endpoints {
-            Ok(endpoints) => endpoints,
-            Err(error) => return Err(self.verdict(Some(error.clone()))),
+    /// What a server must be able to do, to be asked for the reference: a digest cannot
+    /// be answered wrongly.
+    fn resolving(&self) -> fn(Capabilities) -> bool {
+        if self.reference.digest().is_some() {
+            |can| can.pull
+        } else {
+            |can| can.resolve
+        }
+    }
+
+    pub(super) fn effort(&self) -> &Effort {
+        &self.effort
+    }
+
+    pub(super) fn blob_budget(&self) -> Budget {
+        Budget::for_blob(self.client.shared.retry, self.effort.clone())
+    }
+
+    /// Waits until another transfer may begin.
+    pub(super) async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        // Never closed; without it nothing but the limit is lost.
+        let slots = self.client.shared.slots.clone();
+        slots.acquire_owned().await.ok()
+    }
+
+    /// Opens a blob at the first server that delivers it from `offset` on.
+    pub(super) async fn open(
+        &self,
+        descriptor: &Descriptor,
+        offset: u64,
+        budget: &mut Budget,
+    ) -> Result<Opened> {
+        let digest = &descriptor.digest;
+        let mut asking = Asking::new(self, |can| can.pull, Some(digest))?;
+        while let Some(at) = asking.next() {
+            match at.blob(descriptor, offset, budget).await {
+                Ok(found) => {
+                    self.troubles.serves(digest, at.index, offset == 0);
+                    return Ok(found);
+                }
+                Err(error) => asking.failed(&at, error),
+            }
+        }
+        Err(asking.verdict())
+    }
+
+    /// A body from the server at `index` broke off. Whether another one is there that did
+    /// not yet fail with this blob: it need not be waited for.
+    pub(super) fn broke(&self, descriptor: &Descriptor, index: usize, error: &Error) -> bool {
+        let Ok(endpoints) = self.endpoints() else {
+            return false;
         };
-        Ok(endpoints
-            .iter()
-            .filter(|endpoint| able(endpoint.capabilities()))
-            .map(|endpoint| At {
-                repo: self,
-                endpoint,
-                subject: Subject::new(self.reference.repository(), endpoint),
-            })
-            .collect())
+        if let Some(endpoint) = endpoints.get(index) {
+            let weight = if error.kind() == Kind::Timeout {
+                health::DEAD
+            } else {
+                health::ODD
+            };
+            let why = error.causes().join("; ");
+            self.health()
+                .bad(&endpoint.route().origin, weight, None, &why);
+        }
+        self.troubles
+            .broke(&descriptor.digest, index, &Self::pulling(endpoints))
     }
 
-    /// The error of a repository whose servers all failed; the first one's, because
-    /// the servers are asked in the order of preference.
-    fn verdict(&self, first: Option<Error>) -> Error {
-        first
-            .unwrap_or_else(|| Error::new(Kind::Config, "no server is configured for it"))
+    fn pulling(endpoints: &[Endpoint]) -> BTreeSet<usize> {
+        let able = endpoints.iter().enumerate();
+        able.filter(|(_, endpoint)| endpoint.capabilities().pull)
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    pub(super) fn endpoints(&self) -> Result<&[Endpoint]> {
+        match &self.endpoints {
+            Ok(endpoints) => Ok(endpoints),
+            Err(error) => Err(self.named(error.clone())),
+        }
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        self.client.shared.transport.health()
+    }
+
+    /// Tells the user what did not stop the work.
+    pub(super) fn say(&self, text: String) {
+        self.client.shared.notices.say(text);
+    }
+
+    pub(super) fn named(&self, error: Error) -> Error {
+        error
             .registry(self.reference.repository().domain())
             .reference(self.reference.typed())
     }
@@ -132,14 +216,14 @@ impl Source for Repo {
                 let verified = Verified::check(bytes, &descriptor.digest)?;
                 return fitting(Document::parse(&verified, None)?, descriptor);
             }
-            let mut first = None;
-            for at in self.servers(|can| can.pull)? {
+            let mut asking = Asking::new(self, |can| can.pull, None)?;
+            while let Some(at) = asking.next() {
                 match at.document(descriptor).await {
                     Ok(found) => return Ok(found),
-                    Err(error) => first = first.or(Some(error)),
+                    Err(error) => asking.failed(&at, error),
                 }
             }
-            Err(self.verdict(first))
+            Err(asking.verdict())
         })
     }
 
@@ -167,15 +251,29 @@ impl Source for Repo {
             if offset == descriptor.size {
                 return Ok(blob::ready(Bytes::new()));
             }
-            let mut first = None;
-            for at in self.servers(|can| can.pull)? {
-                match at.blob(descriptor, offset).await {
-                    Ok(found) => return Ok(found),
-                    Err(error) => first = first.or(Some(error)),
-                }
-            }
-            Err(self.verdict(first))
+            resume::stream(self, descriptor, offset).await
         })
+    }
+
+    fn distrust(&self, descriptor: &Descriptor) -> bool {
+        let Ok(endpoints) = self.endpoints() else {
+            return false;
+        };
+        let digest = &descriptor.digest;
+        let (guilty, others) = self.troubles.distrust(digest, &Self::pulling(endpoints));
+        if others {
+            for endpoint in guilty.into_iter().filter_map(|index| endpoints.get(index)) {
+                let host = endpoint.authority();
+                self.say(format!(
+                    "{host} sent wrong bytes for blob {digest}; it is fetched from another host"
+                ));
+            }
+        }
+        others
+    }
+
+    fn pieced(&self, descriptor: &Descriptor) -> bool {
+        self.effort.is_pieced(&descriptor.digest)
     }
 
     fn name(&self) -> &str {
@@ -184,34 +282,95 @@ impl Source for Repo {
 }
 
 /// The repository at one of its servers.
-struct At<'a> {
-    repo: &'a Repo,
-    endpoint: &'a Endpoint,
-    subject: Subject,
+pub(super) struct At<'a> {
+    pub(super) repo: &'a Repo,
+    pub(super) endpoint: &'a Endpoint,
+    /// Its place in the list.
+    pub(super) index: usize,
+    pub(super) subject: Subject,
 }
 
 impl At<'_> {
+    /// Every host is asked before any is waited for.
     fn budget(&self) -> Budget {
-        Budget::new(self.repo.client.shared.retry)
+        let policy = self.repo.client.shared.retry;
+        let policy = if self.subject.hurried {
+            Policy { tries: 1, ..policy }
+        } else {
+            policy
+        };
+        Budget::new(policy, self.repo.effort.clone())
     }
 
     async fn send(&self, ask: &Ask, budget: &mut Budget) -> Result<(Answer, Who)> {
         let shared = &self.repo.client.shared;
-        shared
+        let origin = &self.subject.origin;
+        let answered = shared
             .auth
             .send(&shared.transport, &self.subject, ask, budget)
-            .await
+            .await?;
+        if ask.url.query().is_none() || !self.endpoint.is_mirror() {
+            return Ok(answered);
+        }
+        let status = answered.0.status();
+        if status.is_success() {
+            self.repo.health().set_namespaced(origin, Namespaced::Yes);
+        }
+        // Strict servers refuse the parameter. One that says "not found" may know the
+        // registry and lack the content: without the parameter it could name another
+        // registry's tag, but not another's digest.
+        let refused = status.as_u16() == 400 || (status.as_u16() == 404 && ask.target.is_pinned());
+        if !refused || self.repo.health().namespaced(origin) != Namespaced::Unknown {
+            return Ok(answered);
+        }
+        let mut bare = Ask {
+            target: ask.target.clone(),
+            method: ask.method.clone(),
+            url: ask.url.clone(),
+            accept: ask.accept,
+            range: ask.range,
+            form: None,
+            route: ask.route.clone(),
+            hurried: ask.hurried,
+        };
+        bare.url.set_query(None);
+        let again = shared
+            .auth
+            .send(&shared.transport, &self.subject, &bare, budget)
+            .await;
+        match again {
+            Ok(again) if again.0.status().is_success() => {
+                self.repo.health().set_namespaced(origin, Namespaced::No);
+                Ok(again)
+            }
+            _ => Ok(answered),
+        }
+    }
+
+    fn url(&self, collection: &str, name: &str) -> Url {
+        let namespaced = self.repo.health().namespaced(&self.subject.origin) != Namespaced::No;
+        self.endpoint
+            .url(&self.subject.path, collection, name, namespaced)
     }
 
     fn manifest(&self, method: Method, name: &str) -> Ask {
         Ask {
             target: Target::manifest(&self.repo.reference, name),
             method,
-            url: self.endpoint.url(&self.subject.path, "manifests", name),
+            url: self.url("manifests", name),
             accept: ACCEPT_MANIFEST,
             range: None,
             form: None,
+            route: Some(self.endpoint.route().clone()),
+            hurried: self.subject.hurried,
         }
+    }
+
+    async fn refused(&self, ask: &Ask, answer: Answer, who: &Who) -> Error {
+        let error = failure::status(&ask.target, answer, who).await;
+        let quotas = &self.repo.client.shared.transport.quotas;
+        quotas.refused(ask, &error);
+        error
     }
 
     async fn head(&self) -> Result<Option<Descriptor>> {
@@ -224,7 +383,7 @@ impl At<'_> {
             Err(error) => return Err(error),
         };
         if answer.status().as_u16() == 429 {
-            return Err(failure::status(&ask.target, answer, &who).await);
+            return Err(self.refused(&ask, answer, &who).await);
         }
         Ok(described(&answer, reference.digest()))
     }
@@ -274,7 +433,7 @@ impl At<'_> {
         loop {
             let (mut answer, who) = self.send(&ask, &mut budget).await?;
             if answer.status().as_u16() != 200 {
-                return Err(failure::status(&ask.target, answer, &who).await);
+                return Err(self.refused(&ask, answer, &who).await);
             }
             if let Some(coding) = answer.encoding() {
                 return Err(failure::encoded(&ask.target, &answer.url, coding));
@@ -289,7 +448,10 @@ impl At<'_> {
                 Ok(bytes) if said::is_web_page(headers.content_type.as_deref(), &bytes) => {
                     return Err(failure::web_page(&ask.target, &answer.url, &bytes));
                 }
-                Ok(bytes) => return Ok((bytes, headers)),
+                Ok(bytes) => {
+                    self.repo.effort.admit();
+                    return Ok((bytes, headers));
+                }
                 Err(fault) => {
                     let failed = failure::body(&ask.target, &answer.url, fault, MAX_MANIFEST);
                     match budget.grant(failed.advice) {
@@ -301,39 +463,79 @@ impl At<'_> {
         }
     }
 
-    async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+    async fn blob(
+        &self,
+        descriptor: &Descriptor,
+        offset: u64,
+        budget: &mut Budget,
+    ) -> Result<Opened> {
         let digest = &descriptor.digest;
-        let ask = Ask {
+        // Every host is asked before any is waited for.
+        let mut one = self.budget();
+        let budget = if self.subject.hurried {
+            &mut one
+        } else {
+            budget
+        };
+        let mut ask = Ask {
             target: Target::blob(&self.repo.reference, digest),
             method: Method::GET,
-            url: self
-                .endpoint
-                .url(&self.subject.path, "blobs", digest.as_str()),
+            url: self.url("blobs", digest.as_str()),
             accept: ACCEPT_BLOB,
             // Closed: some registries refuse an open range.
             range: (offset > 0).then(|| (offset, descriptor.size.saturating_sub(1))),
             form: None,
+            route: Some(self.endpoint.route().clone()),
+            hurried: self.subject.hurried,
         };
-        let (answer, who) = self.send(&ask, &mut self.budget()).await?;
-        match answer.status().as_u16() {
-            200 | 206 => blob::open(ask.target, answer, descriptor, offset),
-            416 => Err(blob::refused_range(
-                &ask.target,
-                &answer,
-                descriptor.size,
-                offset,
-            )),
-            404 if is_foreign(descriptor) => {
-                let refusal = failure::status(&ask.target, answer, &who).await;
-                self.foreign(&ask, descriptor, offset).await.ok_or(refusal)
+        let flow = &self.repo.client.shared.flow;
+        let opened = |reading: Reading| {
+            let origin = self.subject.origin.clone();
+            if reading.ignores_range() {
+                self.repo.effort.range_ignored(&origin);
             }
-            _ => Err(failure::status(&ask.target, answer, &who).await),
+            Opened {
+                reading,
+                origin,
+                index: self.index,
+            }
+        };
+        loop {
+            let (answer, who) = self.send(&ask, budget).await?;
+            let misfit = match answer.status().as_u16() {
+                200 | 206 => match blob::open(ask.target.clone(), answer, descriptor, offset, flow)
+                {
+                    Ok(reading) => return Ok(opened(reading)),
+                    Err(misfit) => misfit,
+                },
+                416 => blob::refused_range(&ask.target, &answer, descriptor.size, offset),
+                404 if is_foreign(descriptor) => {
+                    let refusal = failure::status(&ask.target, answer, &who).await;
+                    let found = self.foreign(&ask, descriptor, offset, budget).await;
+                    return found.map(opened).ok_or(refusal);
+                }
+                _ => return Err(failure::status(&ask.target, answer, &who).await),
+            };
+            match misfit {
+                // A server that is confused about parts may still have the whole.
+                Misfit::Part(error) if ask.range.is_some() => {
+                    tracing::debug!(%error, causes = ?error.causes(), "asking for the whole");
+                    ask.range = None;
+                }
+                Misfit::Part(error) | Misfit::Other(error) => return Err(error),
+            }
         }
     }
 
     /// The addresses that the manifest itself gives for a foreign layer. They are the
     /// publisher's, so nobody's credentials go there; the digest decides.
-    async fn foreign(&self, ask: &Ask, descriptor: &Descriptor, offset: u64) -> Option<BlobStream> {
+    async fn foreign(
+        &self,
+        ask: &Ask,
+        descriptor: &Descriptor,
+        offset: u64,
+        budget: &mut Budget,
+    ) -> Option<Reading> {
         let urls = descriptor.urls.iter().filter_map(|text| {
             let url = Url::parse(text).ok()?;
             let plain = url.username().is_empty() && url.password().is_none();
@@ -347,17 +549,24 @@ impl At<'_> {
                 accept: ACCEPT_BLOB,
                 range: ask.range,
                 form: None,
+                route: None,
+                hurried: false,
             };
             let transport = &self.repo.client.shared.transport;
-            let opened = match transport.send(&ask, None, &mut self.budget()).await {
+            let flow = &self.repo.client.shared.flow;
+            let opened = match transport.send(&ask, None, budget).await {
                 Ok(answer) if matches!(answer.status().as_u16(), 200 | 206) => {
-                    blob::open(ask.target, answer, descriptor, offset)
+                    blob::open(ask.target, answer, descriptor, offset, flow).map_err(|misfit| {
+                        match misfit {
+                            Misfit::Part(error) | Misfit::Other(error) => error,
+                        }
+                    })
                 }
                 Ok(answer) => Err(failure::status(&ask.target, answer, &Who::default()).await),
                 Err(error) => Err(error),
             };
             match opened {
-                Ok(stream) => return Some(stream),
+                Ok(reading) => return Some(reading),
                 Err(error) => {
                     tracing::debug!(error = %error, causes = ?error.causes(), "a foreign layer's address failed");
                 }
@@ -369,67 +578,4 @@ impl At<'_> {
     fn context(&self, error: Error) -> Error {
         error.registry(&self.subject.domain)
     }
-}
-
-/// The headers that describe a document.
-struct DocumentHeaders {
-    content_type: Option<String>,
-    digest: Option<Digest>,
-}
-
-/// What the headers of a HEAD say, if all of it can be used.
-fn described(answer: &Answer, asked: Option<&Digest>) -> Option<Descriptor> {
-    if answer.status().as_u16() != 200 || answer.encoding().is_some() {
-        return None;
-    }
-    let digest = Digest::parse(answer.header("docker-content-digest")?.trim()).ok()?;
-    if asked.is_some_and(|asked| *asked != digest) {
-        return None;
-    }
-    let size = answer
-        .length()
-        .filter(|size| (1..=MAX_MANIFEST as u64).contains(size))?;
-    let media_type = MediaType::parse(answer.header("content-type")?);
-    (media_type.is_index() || media_type.is_manifest())
-        .then(|| Descriptor::new(media_type, digest, size))
-}
-
-/// A child must be of the kind that its parent says.
-fn fitting(document: Document, descriptor: &Descriptor) -> Result<Document> {
-    let is_index = matches!(document.kind, DocumentKind::Index(_));
-    let said = &descriptor.media_type;
-    if (said.is_index() && !is_index) || (said.is_manifest() && is_index) {
-        let name = |index| if index { "an index" } else { "a manifest" };
-        return Err(Error::new(
-            Kind::InvalidContent,
-            format_args!(
-                "document {} is {}, but its parent says it is {}",
-                descriptor.digest,
-                name(is_index),
-                name(!is_index)
-            ),
-        )
-        .hint("such a document can show different images to different clients; it is refused"));
-    }
-    Ok(document)
-}
-
-/// The content that the descriptor carries itself, if it is what the descriptor says.
-fn inline(descriptor: &Descriptor) -> Option<Bytes> {
-    let data = descriptor.data.as_deref()?;
-    if data.len() > MAX_MANIFEST {
-        return None;
-    }
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(data)
-        .ok()?;
-    let verified = Verified::check(bytes.into(), &descriptor.digest).ok()?;
-    (verified.size() == descriptor.size).then(|| verified.bytes().clone())
-}
-
-fn is_foreign(descriptor: &Descriptor) -> bool {
-    matches!(
-        descriptor.media_type,
-        MediaType::Layer { foreign: true, .. }
-    ) && !descriptor.urls.is_empty()
 }

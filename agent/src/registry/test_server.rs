@@ -46,6 +46,8 @@ pub(super) struct Reply {
     after: Option<(usize, Then)>,
     /// No Content-Length; the end of the connection ends the body.
     unframed: bool,
+    /// The body byte by byte, with so long a pause after each.
+    trickle: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,6 +64,7 @@ impl Reply {
             body: Vec::new(),
             after: None,
             unframed: false,
+            trickle: None,
         }
     }
 
@@ -77,6 +80,11 @@ impl Reply {
 
     pub(super) fn after(mut self, bytes: usize, then: Then) -> Self {
         self.after = Some((bytes, then));
+        self
+    }
+
+    pub(super) fn trickle(mut self, pause: Duration) -> Self {
+        self.trickle = Some(pause);
         self
     }
 
@@ -118,6 +126,18 @@ impl TestServer {
     /// `127.0.0.1:PORT`
     pub(super) fn authority(&self) -> String {
         self.address.to_string()
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Nobody listens there from now on.
+    pub(super) async fn stop(&self) {
+        self.task.abort();
+        while tokio::net::TcpStream::connect(self.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub(super) fn url(&self, path: &str) -> String {
@@ -206,6 +226,14 @@ async fn answer(stream: &mut TcpStream, request: &Received, reply: &Reply) -> Op
     head.push_str("\r\n");
     stream.write_all(head.as_bytes()).await.ok()?;
     if request.method == "HEAD" {
+        return Some(());
+    }
+    if let Some(pause) = reply.trickle {
+        for byte in &reply.body {
+            stream.write_all(&[*byte]).await.ok()?;
+            stream.flush().await.ok()?;
+            tokio::time::sleep(pause).await;
+        }
         return Some(());
     }
     match reply.after {

@@ -121,6 +121,8 @@ pub(super) async fn fetch(
         accept: "application/json",
         range: None,
         form,
+        route: Some(subject.route.clone()),
+        hurried: subject.hurried,
     };
     loop {
         let mut answer = transport.send(&ask, authorization.as_ref(), budget).await?;
@@ -261,12 +263,11 @@ mod tests {
 
     #[test]
     fn realms_must_not_weaken_the_transport() {
+        let reference = crate::oci::Reference::parse("r.example/a/b").expect("valid");
+        let endpoint = endpoint::Endpoint::registry("https", "r.example").expect("a host");
         let subject = |plain_http| Subject {
-            domain: "r.example".into(),
-            path: "a/b".into(),
-            origin: String::new(),
             plain_http,
-            host: Some("r.example".to_owned()),
+            ..Subject::new(reference.repository(), &endpoint)
         };
         let target = Target {
             registry: "r.example".into(),

@@ -1,7 +1,10 @@
 //! The one way on which requests leave: counted, redirected by us, retried within a
 //! budget. Nothing here knows what is asked for.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use reqwest::{
     Method, Response, StatusCode, Url,
@@ -13,20 +16,22 @@ use reqwest::{
 
 use super::{
     client::Settings,
+    clients::Clients,
+    endpoint::Route,
     failure::{self, Failed, Target},
+    health::{self, Health},
+    notices::Notices,
+    quota::Quotas,
     retry::{self, Advice, Budget},
-    tls,
+    tls::Trust,
 };
 use crate::{
-    error::{Error, Result},
-    kind::Kind,
+    error::Result,
     redact::{self, Secret},
 };
 
 /// As many as containerd follows.
 const MAX_REDIRECTS: usize = 10;
-/// Idle connections kept for one host; a pull rarely fetches more blobs at once.
-const MAX_IDLE: usize = 8;
 
 /// A request, apart from who asks.
 #[derive(Debug)]
@@ -39,15 +44,20 @@ pub(super) struct Ask {
     pub(super) range: Option<(u64, u64)>,
     /// An urlencoded form, which holds a token.
     pub(super) form: Option<Secret>,
+    /// The server on whose behalf it is sent.
+    pub(super) route: Option<Arc<Route>>,
+    /// Another server follows, so this one is not waited for as long.
+    pub(super) hurried: bool,
 }
 
-/// What came back, and from where.
-#[derive(Debug)]
+/// What came back, and from where. It has no `Debug`: the address may be signed.
 pub(super) struct Answer {
     pub(super) response: Response,
     pub(super) url: Url,
     /// Another origin than the one asked has answered.
     pub(super) elsewhere: bool,
+    /// The proxy on the way.
+    pub(super) proxy: Option<String>,
 }
 
 impl Answer {
@@ -79,40 +89,26 @@ impl Answer {
 
 /// Connections, and the counters.
 pub(super) struct Transport {
-    http: reqwest::Client,
-    tls_problem: Option<Error>,
+    clients: Clients,
+    health: Health,
     requests: AtomicU64,
     auth_requests: AtomicU64,
+    pub(super) quotas: Quotas,
 }
 
 impl Transport {
-    pub(super) fn new(settings: &Settings) -> Result<Self> {
-        let tls = tls::system()?;
-        Self::with_tls(settings, tls)
-    }
-
-    pub(super) fn with_tls(settings: &Settings, tls: tls::Tls) -> Result<Self> {
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.config)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .retry(reqwest::retry::never())
-            .user_agent(&settings.user_agent)
-            .connect_timeout(settings.connect_timeout)
-            .read_timeout(settings.read_timeout)
-            .pool_max_idle_per_host(MAX_IDLE);
-        if !settings.system_proxy {
-            builder = builder.no_proxy();
-        }
-        let http = builder.build().map_err(|error| {
-            Error::new(Kind::Internal, "cannot set up the HTTP client").caused_by(&error)
-        })?;
-        Ok(Self {
-            http,
-            tls_problem: tls.problem,
+    pub(super) fn trusting(settings: &Settings, trust: Trust, notices: Notices) -> Self {
+        Self {
+            clients: Clients::new(settings, trust),
+            health: Health::new(notices),
             requests: AtomicU64::new(0),
             auth_requests: AtomicU64::new(0),
-        })
+            quotas: Quotas::default(),
+        }
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        &self.health
     }
 
     pub(super) fn requests(&self) -> u64 {
@@ -131,9 +127,13 @@ impl Transport {
         authorization: Option<&HeaderValue>,
         budget: &mut Budget,
     ) -> Result<Answer> {
+        if let Some(error) = self.quotas.refusal(ask) {
+            return Err(error);
+        }
         loop {
             let (outcome, advice) = match self.follow(ask, authorization).await {
                 Ok(answer) => {
+                    self.quotas.note(ask, &answer);
                     let head = ask.method == Method::HEAD;
                     let advice = retry::advice(answer.status(), answer.headers(), head);
                     (Ok(answer), advice)
@@ -141,6 +141,9 @@ impl Transport {
                 Err(Failed { error, advice }) => (Err(error), advice),
             };
             let Some(wait) = budget.grant(advice) else {
+                if let Ok(answer) = &outcome {
+                    self.quotas.keep_away(ask, answer);
+                }
                 return outcome;
             };
             let why = match &outcome {
@@ -169,6 +172,7 @@ impl Transport {
             let response = self.once(ask, &url, elsewhere, authorization).await?;
             let answer = Answer {
                 response,
+                proxy: self.clients.proxy(&url),
                 url,
                 elsewhere,
             };
@@ -196,35 +200,22 @@ impl Transport {
         elsewhere: bool,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, Failed> {
-        if url.scheme() == "https"
-            && let Some(problem) = &self.tls_problem
-        {
-            return Err(Failed::at_once(
-                problem.clone().registry(&ask.target.registry),
-            ));
-        }
+        let route = ask.route.as_deref();
+        let client = self
+            .clients
+            .of(url, route, ask.hurried)
+            .map_err(|error| Failed::at_once(error.registry(&ask.target.registry)))?;
         let counter = if ask.target.is_token() {
             &self.auth_requests
         } else {
             &self.requests
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        let mut request = self
-            .http
+        let mut request = client
             .request(ask.method.clone(), url.clone())
-            .header(ACCEPT, ask.accept)
-            // Content is hashed as it is stored; a coding in between would hide it.
-            .header(ACCEPT_ENCODING, "identity");
-        if let Some((first, last)) = ask.range {
-            request = request.header(RANGE, format!("bytes={first}-{last}"));
-        }
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
-        }
+            .headers(headers(ask, url, authorization));
         if let Some(form) = &ask.form {
-            request = request
-                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(form.reveal().to_owned());
+            request = request.body(form.reveal().to_owned());
         }
         let outcome = request.send().await;
         match &outcome {
@@ -235,8 +226,73 @@ impl Transport {
                 tracing::debug!(method = %ask.method, url = redact::url(url), "request failed");
             }
         }
-        outcome.map_err(|error| failure::transport(&ask.target, url, elsewhere, error))
+        let outcome = outcome.map_err(|error| {
+            let proxy = self.clients.proxy(url);
+            failure::transport(&ask.target, url, elsewhere, proxy.as_deref(), error)
+        });
+        if !elsewhere && let Some(route) = route {
+            self.record(route, url, &outcome);
+        }
+        outcome
     }
+
+    /// What the server's own answer, or its silence, says about its health.
+    fn record(&self, route: &Route, url: &Url, outcome: &Result<Response, Failed>) {
+        let origin = &route.origin;
+        // A dead token server closes the server that sends us there; a living one does
+        // not speak for it.
+        let itself = *origin == super::endpoint::origin(url);
+        match outcome {
+            Ok(response) => {
+                let status = response.status();
+                let bad = |weight, wait| {
+                    self.health
+                        .bad(origin, weight, wait, &format!("it answered {status}"));
+                };
+                match status.as_u16() {
+                    429 | 502..=504 => {
+                        bad(health::DEAD, retry::retry_after(response.headers()));
+                    }
+                    500..=599 => bad(health::ODD, None),
+                    _ if itself => self.health.good(origin),
+                    _ => {}
+                }
+            }
+            Err(failed) => {
+                // A connection that broke may have been an old one.
+                let broke = failed.advice == Advice::Backoff
+                    && failed.error.kind() != crate::kind::Kind::Timeout;
+                let weight = if broke { health::ODD } else { health::DEAD };
+                let why = failed.error.causes().join("; ");
+                self.health.bad(origin, weight, None, &why);
+            }
+        }
+    }
+}
+
+/// The headers of a request: the server's own from its configuration, where the request
+/// stays at its origin, below ours.
+fn headers(ask: &Ask, url: &Url, authorization: Option<&HeaderValue>) -> HeaderMap {
+    let mut headers = match &ask.route {
+        Some(route) if route.origin == super::endpoint::origin(url) => route.headers.clone(),
+        _ => HeaderMap::new(),
+    };
+    headers.insert(ACCEPT, HeaderValue::from_static(ask.accept));
+    // Content is hashed as it is stored; a coding in between would hide it.
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    if let Some((first, last)) = ask.range
+        && let Ok(range) = HeaderValue::from_str(&format!("bytes={first}-{last}"))
+    {
+        headers.insert(RANGE, range);
+    }
+    if let Some(authorization) = authorization {
+        headers.insert(AUTHORIZATION, authorization.clone());
+    }
+    if ask.form.is_some() {
+        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+        headers.insert(CONTENT_TYPE, form);
+    }
+    headers
 }
 
 /// Where the answer sends us, if it does.

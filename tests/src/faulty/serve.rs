@@ -4,17 +4,15 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::TcpStream;
 use std::sync::atomic::Ordering;
-use std::thread::sleep;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Action, Auth, Kind, Request, Rule, Shared, lock};
-use crate::http::{basic, find, read_head};
-
-const TOKEN: &str = "token-of-the-lab";
-/// How often a waiting connection looks whether the registry is being dropped.
-const POLL: Duration = Duration::from_millis(50);
+use super::auth::{self, Admission};
+use super::{Action, Kind, Request, Rule, Shared, lock};
+use crate::http::{find, read_head};
+use crate::image::media;
+use crate::net::{self, POLL, would_block};
 
 pub(super) fn connection(shared: &Shared, stream: TcpStream) {
     // The client went away, or the registry is being dropped: nothing to tell anybody.
@@ -40,7 +38,14 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
             }
         }
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let (first, headers) = read_head(&mut reader)?;
+        let (first, headers) = match read_head(&mut reader) {
+            // A TLS handshake, most likely: servers of plain HTTP say so.
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                let said = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTPS request\n";
+                return stream.write_all(said.as_bytes());
+            }
+            other => other?,
+        };
         let mut form = Vec::new();
         if let Some(length) = find(&headers, "content-length").and_then(|n| n.parse().ok()) {
             reader.by_ref().take(length).read_to_end(&mut form)?;
@@ -56,21 +61,18 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
             stream: &mut stream,
             at,
             head: request.method == "HEAD",
+            last: request
+                .header("connection")
+                .is_some_and(|word| word.eq_ignore_ascii_case("close")),
         };
-        if !answer.give(&request, &form)? {
+        if !answer.give(&request, &form)? || answer.last {
             return Ok(());
         }
     }
 }
 
-fn would_block(e: &io::Error) -> bool {
-    matches!(
-        e.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
-}
-
-fn parse(first: &str, headers: Vec<(String, String)>) -> Request {
+/// The request line and its headers as a record; also what the fault proxy writes down.
+pub(crate) fn parse(first: &str, headers: Vec<(String, String)>) -> Request {
     let mut words = first.split(' ');
     let method = words.next().unwrap_or_default().to_owned();
     let target = words.next().unwrap_or_default();
@@ -113,6 +115,8 @@ struct Answer<'a> {
     stream: &'a mut TcpStream,
     at: usize,
     head: bool,
+    /// The client wants no further answer on this connection.
+    last: bool,
 }
 
 impl Answer<'_> {
@@ -123,69 +127,63 @@ impl Answer<'_> {
             Some(Action::Answer(status, headers, body)) => {
                 return self.whole(*status, headers.clone(), body);
             }
-            Some(Action::Close) => return Ok(false),
-            Some(Action::Delay(pause)) => self.idle(*pause),
-            Some(Action::Redirect(to)) => {
-                let location = header("Location", format!("{to}{}", request.path));
-                return self.whole(307, vec![location], b"");
+            Some(Action::Raw(bytes)) => {
+                self.stream.write_all(bytes)?;
+                return Ok(false);
             }
+            Some(Action::Close) => return Ok(false),
+            Some(Action::Delay(pause)) => net::idle(&self.shared.stop, *pause),
             _ => {}
         }
+        let auth = lock(&self.shared.auth).clone();
         if request.kind == Kind::Token {
-            return self.token(request, form);
+            let (status, body) = auth::token(&auth, &mut lock(&self.shared.ledger), request, form);
+            let json = vec![header("Content-Type", "application/json")];
+            return self.whole(status, json, body.as_bytes());
         }
-        if !self.admitted(request) {
-            let challenge = match &self.shared.auth {
-                Auth::Bearer(_) => format!(
-                    "Bearer realm=\"http://{}/token\",service=\"lab\",scope=\"repository:{}:pull\"",
-                    self.shared.host,
-                    repository(&request.path)
-                ),
-                _ => "Basic realm=\"lab\"".to_owned(),
-            };
-            let headers = vec![
-                header("WWW-Authenticate", challenge),
-                header("Content-Type", "application/json"),
-            ];
-            let body =
-                br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
-            return self.whole(401, headers, body);
+        let admission = auth::admit(
+            &auth,
+            &mut lock(&self.shared.ledger),
+            &self.shared.host,
+            repository(&request.path),
+            request,
+        );
+        let mut limit = None;
+        match admission {
+            Admission::Welcome => {}
+            Admission::Limited(bytes) => limit = Some(bytes),
+            Admission::Refused(status, body) => {
+                return self.whole(status, Headers::new(), body.as_bytes());
+            }
+            Admission::Challenge(challenge) => {
+                let headers = vec![
+                    header("WWW-Authenticate", challenge),
+                    header("Content-Type", "application/json"),
+                ];
+                let body =
+                    br#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#;
+                return self.whole(401, headers, body);
+            }
+        }
+        let place = match &action {
+            Some(Action::Redirect(to)) => Some((307, format!("{to}{}", request.path))),
+            Some(Action::Sign(to)) => {
+                let place = auth::signed(&mut lock(&self.shared.ledger), to, request);
+                Some((307, place))
+            }
+            Some(Action::Location(status, to)) => Some((*status, to(request))),
+            _ => None,
+        };
+        if let Some((status, place)) = place {
+            return self.whole(status, vec![header("Location", place)], b"");
         }
         match request.kind {
             Kind::Ping => self.whole(200, vec![header("Content-Type", "application/json")], b"{}"),
-            Kind::Tag | Kind::Manifest | Kind::Blob => self.content(request, action.as_ref()),
-            Kind::Token | Kind::Other => self.missing("NAME_UNKNOWN"),
-        }
-    }
-
-    fn admitted(&self, request: &Request) -> bool {
-        let sent = request.header("authorization");
-        match &self.shared.auth {
-            Auth::Open => true,
-            Auth::Basic(user, password) => sent == Some(basic(user, password).as_str()),
-            Auth::Bearer(_) => sent == Some(format!("Bearer {TOKEN}").as_str()),
-        }
-    }
-
-    fn token(&mut self, request: &Request, form: &[u8]) -> io::Result<bool> {
-        let good = match &self.shared.auth {
-            Auth::Bearer(Some((user, password))) => {
-                let form = String::from_utf8_lossy(form);
-                request.header("authorization") == Some(basic(user, password).as_str())
-                    || (form.contains(&format!("username={user}"))
-                        && form.contains(&format!("password={password}")))
+            Kind::Tag | Kind::Manifest | Kind::Blob => {
+                let goes_on = self.content(request, action.as_ref(), limit)?;
+                Ok(goes_on && !matches!(action, Some(Action::CloseAfter)))
             }
-            _ => true,
-        };
-        let json = vec![header("Content-Type", "application/json")];
-        if good {
-            let body = format!(
-                "{{\"token\":\"{TOKEN}\",\"access_token\":\"{TOKEN}\",\"expires_in\":300}}"
-            );
-            self.whole(200, json, body.as_bytes())
-        } else {
-            let body = br#"{"errors":[{"code":"UNAUTHORIZED","message":"wrong password"}]}"#;
-            self.whole(401, json, body)
+            Kind::Token | Kind::Other => self.missing("NAME_UNKNOWN"),
         }
     }
 
@@ -195,7 +193,12 @@ impl Answer<'_> {
         self.whole(404, headers, body.as_bytes())
     }
 
-    fn content(&mut self, request: &Request, action: Option<&Action>) -> io::Result<bool> {
+    fn content(
+        &mut self,
+        request: &Request,
+        action: Option<&Action>,
+        limit: Option<u64>,
+    ) -> io::Result<bool> {
         let Some((digest, media_type)) = self.find(request) else {
             return self.missing(if request.kind == Kind::Blob {
                 "BLOB_UNKNOWN"
@@ -207,22 +210,35 @@ impl Answer<'_> {
             return self.missing("BLOB_UNKNOWN");
         };
         let size = file.metadata()?.len();
-        let range = match action {
+        let wanted = match action {
             Some(Action::IgnoreRange) => None,
             _ => request.header("range").and_then(|text| range(text, size)),
         };
-        let (from, until) = match range {
-            Some(Ok(range)) => range,
-            Some(Err(())) => {
-                let headers = vec![header("Content-Range", format!("bytes */{size}"))];
-                return self.whole(416, headers, b"");
+        let refused = match action {
+            Some(Action::RefuseRange) => wanted.is_some(),
+            Some(Action::RefuseOpenRange) => {
+                request.header("range").is_some_and(|r| r.ends_with('-'))
             }
-            None => (0, size),
+            _ => matches!(wanted, Some(Err(()))),
         };
+        if refused {
+            let headers = vec![header("Content-Range", format!("bytes */{size}"))];
+            return self.whole(416, headers, b"");
+        }
+        let partial = matches!(wanted, Some(Ok(_)));
+        let (from, until) = match wanted {
+            Some(Ok(range)) => range,
+            _ => (0, size),
+        };
+        let shift = u64::from(partial && matches!(action, Some(Action::Shift(_))));
+        let from = (from + shift).min(until);
         file.seek(SeekFrom::Start(from))?;
         let length = until - from;
 
-        let mut headers = Headers::new();
+        let mut headers = match action {
+            Some(Action::Headers(more)) => more.clone(),
+            _ => Headers::new(),
+        };
         match action {
             Some(Action::ContentType(None)) => {}
             Some(Action::ContentType(Some(other))) => headers.push(header("Content-Type", other)),
@@ -235,27 +251,45 @@ impl Answer<'_> {
             }
             _ => headers.push(header("Docker-Content-Digest", digest)),
         }
-        if range.is_some() {
-            let value = format!("bytes {from}-{}/{size}", until - 1);
+        if partial {
+            let said = match action {
+                Some(Action::Shift(false)) => from - shift,
+                _ => from,
+            };
+            let total = size + u64::from(matches!(action, Some(Action::WrongTotal)));
+            let value = format!("bytes {said}-{}/{total}", until - 1);
             headers.push(header("Content-Range", value));
+        }
+        if matches!(action, Some(Action::Gzip)) {
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            io::copy(&mut file.take(length), &mut gzip)?;
+            headers.push(header("Content-Encoding", "gzip"));
+            return self.whole(200, headers, &gzip.finish()?);
         }
         let promised = match action {
             Some(Action::Short(n)) => length.min(*n),
             Some(Action::OneMore) => length + 1,
+            Some(Action::HeadLength(n)) if self.head => *n,
             _ => length,
         };
         let bare = matches!(action, Some(Action::BareHead)) && self.head;
         let chunked = matches!(action, Some(Action::Chunked));
+        let endless = matches!(action, Some(Action::NoLength));
         if chunked {
             headers.push(header("Transfer-Encoding", "chunked"));
-        } else if !bare {
+        } else if !bare && !endless {
             headers.push(header("Content-Length", promised.to_string()));
         }
-        self.begin(if range.is_some() { 206 } else { 200 }, &headers)?;
+        self.begin(if partial { 206 } else { 200 }, &headers)?;
         if self.head {
-            return Ok(!bare);
+            return Ok(!bare && !endless);
         }
-        self.body(file, from, length, action)
+        match limit {
+            Some(limit) if limit < length => {
+                self.body(file, from, length, Some(&Action::Truncate(limit)))
+            }
+            _ => self.body(file, from, length, action),
+        }
     }
 
     fn body(
@@ -266,7 +300,7 @@ impl Answer<'_> {
         action: Option<&Action>,
     ) -> io::Result<bool> {
         let (limit, piece) = match action {
-            Some(Action::Truncate(n) | Action::Short(n) | Action::Stall(n)) => {
+            Some(Action::Truncate(n) | Action::Short(n) | Action::Stall(n) | Action::Reset(n)) => {
                 (length.min(*n), 1 << 16)
             }
             Some(Action::Slow(piece, _)) => (length, *piece),
@@ -294,10 +328,15 @@ impl Answer<'_> {
             if let Some(Action::Chunked) = action {
                 self.stream.write_all(b"\r\n")?;
             }
-            lock(&self.shared.log)[self.at].sent += n as u64;
+            let request = {
+                let mut log = lock(&self.shared.log);
+                log[self.at].sent += n as u64;
+                log[self.at].clone()
+            };
+            lock(&self.shared.ledger).charge(&request, n as u64);
             at = end;
             if let Some(Action::Slow(_, pause)) = action {
-                self.idle(*pause);
+                net::idle(&self.shared.stop, *pause);
                 if self.shared.stop.load(Ordering::Relaxed) {
                     return Ok(false);
                 }
@@ -305,8 +344,13 @@ impl Answer<'_> {
         }
         match action {
             Some(Action::Truncate(_)) => Ok(limit == length),
+            Some(Action::Reset(_)) => {
+                net::reset(self.stream);
+                Ok(false)
+            }
+            Some(Action::NoLength) => Ok(false),
             Some(Action::Stall(_)) => {
-                self.stall();
+                net::stall(&self.shared.stop, self.stream);
                 Ok(false)
             }
             Some(Action::OneMore) => {
@@ -341,7 +385,13 @@ impl Answer<'_> {
                     let path = layout.blob_path(&request.what);
                     let document: Value =
                         serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-                    document["mediaType"].as_str()?.to_owned()
+                    // Some publishers leave it out; the shape tells.
+                    let shape = if document["manifests"].is_array() {
+                        media::INDEX
+                    } else {
+                        media::MANIFEST
+                    };
+                    document["mediaType"].as_str().unwrap_or(shape).to_owned()
                 };
                 Some((request.what.clone(), media_type))
             }
@@ -353,6 +403,9 @@ impl Answer<'_> {
         lock(&self.shared.log)[self.at].status = status;
         let mut text =
             format!("HTTP/1.1 {status} Lab\r\nDocker-Distribution-Api-Version: registry/2.0\r\n");
+        if self.last {
+            text.push_str("Connection: close\r\n");
+        }
         for (name, value) in headers {
             for part in [name, ": ", value, "\r\n"] {
                 text.push_str(part);
@@ -370,31 +423,6 @@ impl Answer<'_> {
             lock(&self.shared.log)[self.at].sent += body.len() as u64;
         }
         Ok(true)
-    }
-
-    fn idle(&self, pause: Duration) {
-        let end = std::time::Instant::now() + pause;
-        while !self.shared.stop.load(Ordering::Relaxed) {
-            let left = end.saturating_duration_since(std::time::Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            sleep(left.min(POLL));
-        }
-    }
-
-    /// Says nothing until the client hangs up.
-    fn stall(&mut self) {
-        let _set = self.stream.set_read_timeout(Some(POLL));
-        let mut byte = [0];
-        while !self.shared.stop.load(Ordering::Relaxed) {
-            match self.stream.peek(&mut byte) {
-                Ok(0) => return,
-                Ok(_) => sleep(POLL),
-                Err(e) if would_block(&e) => {}
-                Err(_) => return,
-            }
-        }
     }
 }
 

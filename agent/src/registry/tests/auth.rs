@@ -3,7 +3,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use super::*;
+use super::{super::Environment, *};
 use crate::{kind::Kind, source::Source};
 
 /// A registry that wants a bearer token from its own `/token`; `issue` answers there.
@@ -316,4 +316,43 @@ async fn credentials_never_go_over_http_to_another_host() {
         "{error:?}"
     );
     assert!(other.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_login_that_expires_is_looked_up_again() {
+    for status in [401, 403] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("auth.json");
+        let calls = AtomicUsize::new(0);
+        // `bWU6b2xk` is `me:old`, `bWU6bmV3` is `me:new`.
+        let server = TestServer::start(move |request| {
+            let call = calls.fetch_add(1, Ordering::SeqCst);
+            match request.authorization() {
+                "Basic bWU6b2xk" if call < 2 => manifest(),
+                "Basic bWU6bmV3" if call > 2 => manifest(),
+                "" => Reply::new(401).with("www-authenticate", "Basic realm=x"),
+                _ if status == 401 => Reply::new(401).with("www-authenticate", "Basic realm=x"),
+                // As Amazon ECR does.
+                _ => Reply::new(403).body("Your authorization token has expired"),
+            }
+        })
+        .await;
+        let login = |auth: &str| {
+            let text = format!(
+                r#"{{"auths":{{"{}":{{"auth":"{auth}"}}}}}}"#,
+                server.authority()
+            );
+            std::fs::write(&path, text).expect("written");
+        };
+        login("bWU6b2xk");
+        let credentials = Credentials::discover(None, Some(&path), &Environment::default());
+        let client = client(with(credentials));
+        let repo = repo(&client, &server, ":1");
+        repo.get().await.expect("with the old one");
+        login("bWU6bmV3");
+        repo.get().await.expect("with the new one");
+        // Asked, old, refused, new: nobody else was tried.
+        assert_eq!(client.requests(), 4, "{status}");
+        assert!(client.take_notices().is_empty());
+    }
 }

@@ -7,7 +7,7 @@ use super::{
     super::{endpoint::Endpoint, test_server::Then},
     *,
 };
-use crate::{error::Error, kind::Kind};
+use crate::{error::Error, kind::Kind, source::Source};
 
 /// The error of a GET that is answered by `reply`, and the number of requests.
 async fn failed(reply: Reply) -> (Error, u64) {
@@ -40,7 +40,8 @@ async fn statuses_become_kinds() {
         (502, Kind::Unavailable, 3),
         (503, Kind::Unavailable, 3),
         (504, Kind::Unavailable, 3),
-        (522, Kind::Unavailable, 1),
+        (425, Kind::Unavailable, 3),
+        (522, Kind::Unavailable, 3),
         (204, Kind::Unavailable, 1),
         (304, Kind::Unavailable, 1),
     ] {
@@ -118,6 +119,88 @@ async fn a_long_retry_after_is_reported_instead_of_waited_for() {
         .await
         .expect_err("limited");
     assert_eq!(error.kind(), Kind::RateLimited);
+}
+
+#[tokio::test]
+async fn a_registry_that_wants_to_be_left_alone_is() {
+    let limited = |_: &Received| {
+        Reply::new(429)
+            .with("retry-after", 600)
+            .with("date", "Tue, 14 Nov 2023 22:13:20 GMT")
+            .with("ratelimit-limit", "100;w=21600")
+            .with("ratelimit-remaining", "0;w=21600")
+            .body(r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#)
+    };
+    let server = TestServer::start(limited).await;
+    let blob = b"x";
+    let other = TestServer::start(|_| manifest()).await;
+    let client = client(quick());
+    let first = repo(&client, &server, ":1").get().await;
+    let again = repo(&client, &server, ":2").get().await;
+    let head = repo(&client, &server, ":3").head().await;
+    assert_eq!(client.requests(), 1, "only once");
+    for error in [
+        first.expect_err("limited"),
+        again.expect_err("limited"),
+        head.expect_err("limited"),
+    ] {
+        assert_eq!(error.kind(), Kind::RateLimited);
+        assert!(error.is_retryable());
+        assert!(error.causes().concat().contains("slow down"), "{error:?}");
+        let hint = error.hint_text().expect("a hint");
+        for part in ["100 requests in 6 h, 0 left", "2023-11-14T22:23:20Z"] {
+            assert!(hint.contains(part), "{part}: {hint}");
+        }
+        let after = error.retry_after().expect("known").as_secs();
+        assert!((500..=600).contains(&after), "{after}");
+    }
+    // Blobs are not manifests, and others are not this one.
+    let error = repo(&client, &server, ":1").blob(&layer(blob), 0).await;
+    assert_eq!(error.err().expect("limited").kind(), Kind::RateLimited);
+    assert_eq!(client.requests(), 2);
+    repo(&client, &other, ":1")
+        .get()
+        .await
+        .expect("another one");
+    assert_eq!(client.quotas().len(), 1);
+    assert_eq!(client.quotas()[0].1.remaining, Some(0));
+}
+
+#[tokio::test]
+async fn a_registry_is_asked_again_when_its_time_has_come() {
+    let calls = AtomicUsize::new(0);
+    let server = TestServer::start(move |_| match calls.fetch_add(1, Ordering::SeqCst) {
+        0 => Reply::new(429).with("retry-after", 1),
+        _ => manifest(),
+    })
+    .await;
+    let client = client(Settings {
+        retry: Policy {
+            tries: 1,
+            ..Policy::default()
+        },
+        ..quick()
+    });
+    let repo = repo(&client, &server, ":1");
+    repo.get().await.expect_err("limited");
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    repo.get().await.expect("its time has come");
+    assert_eq!(client.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_used_up_quota_is_not_asked_again() {
+    let (error, requests) = failed(
+        Reply::new(429)
+            .with("ratelimit-limit", "100;w=21600")
+            .with("ratelimit-remaining", "0;w=21600")
+            .body("slow\ndown"),
+    )
+    .await;
+    assert_eq!(requests, 1);
+    assert!(error.causes().concat().ends_with(": slow"), "{error:?}");
+    let hint = error.hint_text().expect("a hint");
+    assert!(hint.contains("after 6 h at the latest"), "{hint}");
 }
 
 #[tokio::test]
@@ -226,12 +309,11 @@ async fn plain_http_behind_https_is_recognised() {
 #[tokio::test]
 async fn without_certificates_only_https_fails() {
     let server = TestServer::start(|_| manifest()).await;
-    let tls = super::super::tls::Tls {
-        config: super::super::tls::with_roots(rustls::RootCertStore::empty()).expect("TLS"),
+    let trust = super::super::tls::Trust {
+        roots: Arc::new(rustls::RootCertStore::empty()),
         problem: Some(Error::new(Kind::Config, "no trusted CA certificates")),
     };
-    let transport = super::super::transport::Transport::with_tls(&quick(), tls).expect("HTTP");
-    let client = Client::with_transport(quick(), transport);
+    let client = Client::trusting(quick(), trust);
     repo(&client, &server, ":1").get().await.expect("over http");
     let reference = Reference::parse("r.example/a:1").expect("valid");
     let error = client

@@ -4,6 +4,9 @@ mod auth;
 mod blobs;
 mod failures;
 mod manifests;
+mod mirrors;
+mod resume;
+mod secrets;
 mod tls;
 
 use std::time::Duration;
@@ -34,6 +37,7 @@ fn quick() -> Settings {
 fn impatient() -> Settings {
     Settings {
         read_timeout: Duration::from_millis(400),
+        stall_timeout: Duration::from_millis(400),
         ..quick()
     }
 }
@@ -46,7 +50,7 @@ fn with(credentials: Credentials) -> Settings {
 }
 
 fn client(settings: Settings) -> Client {
-    Client::new(settings).expect("a client")
+    Client::new(settings)
 }
 
 /// `lib/app` at the server; `suffix` is `:tag` or `@digest`.

@@ -14,8 +14,7 @@ use rustls::{
 use super::{
     super::{
         endpoint::Endpoint,
-        tls::{self, Tls},
-        transport::Transport,
+        tls::{HostTls, Trust},
     },
     *,
 };
@@ -31,6 +30,11 @@ const EXPIRED: &[u8] = include_bytes!("../testdata/expired.pem");
 const FUTURE: &[u8] = include_bytes!("../testdata/future.pem");
 /// An authority that signed none of them.
 const OTHER: &[u8] = include_bytes!("../testdata/other.pem");
+
+/// Signed by itself and marked as a CA, as `openssl req -x509` does; for 127.0.0.1 alone.
+const SELF_CA: &[u8] = include_bytes!("../testdata/self-ca.pem");
+/// The same, past.
+const SELF_CA_PAST: &[u8] = include_bytes!("../testdata/self-ca-past.pem");
 
 fn certificate(pem: &[u8]) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem).expect("a certificate")
@@ -75,12 +79,11 @@ async fn get(host: &str, pem: &[u8], trusted: &[u8]) -> Result<Document> {
     let authority = format!("{host}:{}", serve(host, pem));
     let mut roots = RootCertStore::empty();
     roots.add(certificate(trusted)).expect("a root");
-    let tls = Tls {
-        config: tls::with_roots(roots).expect("TLS"),
+    let trust = Trust {
+        roots: Arc::new(roots),
         problem: None,
     };
-    let transport = Transport::with_tls(&quick(), tls).expect("HTTP");
-    let client = Client::with_transport(quick(), transport);
+    let client = Client::trusting(quick(), trust);
     let reference = Reference::parse(&format!("{authority}/lib/app:1")).expect("valid");
     let endpoint = Endpoint::registry("https", &authority)?;
     Repo::new(client, reference, Ok(vec![endpoint])).get().await
@@ -118,4 +121,64 @@ async fn what_is_wrong_with_a_certificate_is_told() {
         assert_eq!(error.is_retryable(), retryable, "{cause}");
         assert!(error.hint_text().is_some(), "{cause}");
     }
+}
+
+/// Fetches from `host` with what `hosts.toml` says of it, trusting nobody else.
+async fn configured(host: &str, pem: &[u8], settings: HostTls) -> Result<Document> {
+    let authority = format!("{host}:{}", serve(host, pem));
+    let trust = Trust {
+        roots: Arc::new(RootCertStore::empty()),
+        problem: Some(crate::error::Error::new(Kind::Config, "no roots")),
+    };
+    let client = Client::trusting(quick(), trust);
+    let reference = Reference::parse(&format!("{authority}/lib/app:1")).expect("valid");
+    let endpoint = Endpoint::registry("https", &authority)?.with_route(
+        reqwest::header::HeaderMap::new(),
+        Some(Arc::new(settings)),
+        None,
+    );
+    Repo::new(client, reference, Ok(vec![endpoint])).get().await
+}
+
+fn ca(pem: &[u8]) -> HostTls {
+    HostTls {
+        ca: vec![certificate(pem)],
+        ..HostTls::default()
+    }
+}
+
+fn unchecked() -> HostTls {
+    HostTls {
+        skip_verify: true,
+        ..HostTls::default()
+    }
+}
+
+#[tokio::test]
+async fn a_hosts_own_authority_needs_no_system_store() {
+    configured("localhost", GOOD, ca(GOOD))
+        .await
+        .expect("fetched");
+    configured("127.0.0.1", SELF_CA, ca(SELF_CA))
+        .await
+        .expect("fetched");
+    configured("127.0.0.2", EXPIRED, unchecked())
+        .await
+        .expect("fetched");
+    for (host, pem, trusted, cause) in [
+        ("localhost", GOOD, OTHER, "signed by an authority"),
+        ("localhost", EXPIRED, EXPIRED, "expired at"),
+        ("127.0.0.1", SELF_CA_PAST, SELF_CA_PAST, "expired at"),
+        ("127.0.0.2", SELF_CA, SELF_CA, "is for another name"),
+        ("127.0.0.1", SELF_CA, OTHER, "signed by itself"),
+    ] {
+        let error = configured(host, pem, ca(trusted)).await.expect_err(cause);
+        assert_eq!(error.kind(), Kind::Unavailable, "{cause}");
+        assert!(
+            error.causes().concat().contains(cause),
+            "{cause}: {error:?}"
+        );
+    }
+    let error = configured("localhost", GOOD, HostTls::default()).await;
+    assert_eq!(error.expect_err("no roots").kind(), Kind::Config);
 }
