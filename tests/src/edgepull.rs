@@ -44,12 +44,17 @@ impl Edgepull {
     /// `edgepull ARGS…`, with nothing of the caller's own settings.
     #[track_caller]
     pub fn new<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
+        Self::of(Lab::get().edgepull()).args(args)
+    }
+
+    /// The same for another program than the one under test.
+    #[track_caller]
+    pub fn of(program: impl AsRef<OsStr>) -> Self {
         let home = Lab::get().run_dir("home");
         let config = home.path().join("config.toml");
         fs::write(&config, "").unwrap();
-        let mut command = process::tied(Lab::get().edgepull());
+        let mut command = process::tied(program);
         command
-            .args(args)
             .env("HOME", home.path())
             .env("DOCKER_CONFIG", home.path())
             .env("EDGEPULL_CONFIG", config)
@@ -119,11 +124,9 @@ impl Edgepull {
             return (self.command, self.home);
         }
         let mut weighed = process::tied(beside_the_test("edgepull-lab-peak"));
-        weighed
-            .arg(self.home.path().join("peak"))
-            .arg(Lab::get().edgepull());
-        // `tied` put `setpriv --pdeathsig KILL -- PROGRAM` in front.
-        weighed.args(self.command.get_args().skip(4));
+        weighed.arg(self.home.path().join("peak"));
+        // `tied` put `setpriv --pdeathsig KILL --` in front.
+        weighed.args(self.command.get_args().skip(3));
         for (name, value) in self.command.get_envs() {
             match value {
                 Some(value) => weighed.env(name, value),
