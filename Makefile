@@ -5,16 +5,19 @@
 #   make lint    formatting, clippy, licences and sources, no test
 #   make bench   pulls side by side with containerd's own client
 #   make fuzz    every fuzz target for FUZZ_SECONDS (default 20) seconds
+#   make dist    one static file for each target of cross/targets, into dist/TARGET/, checked
+#   make reproduce  builds REPRODUCE (default: every target) once more elsewhere and compares
 #   make build   the release binary, target/release/edgepull
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
+REPRODUCE ?= all
 DENY_VERSION := 0.20.2
 TOOLS := build/tools
 # What tests/setup unpacked; the tests of the agent look for it in PATH.
 LAB := $(CURDIR)/build/lab
 
-.PHONY: build demo test lint bench fuzz deps clean
+.PHONY: build demo test dist reproduce lint bench fuzz deps clean
 
 build: deps
 	$(CARGO) build --release -p edgepull
@@ -25,10 +28,18 @@ deps:
 demo: deps
 	tests/demo
 
-# The tests run the binary they find, so it is built first; one at a time where memory
+dist:
+	cross/build all
+	cd dist && sha256sum */edgepull >SHA256SUMS
+
+reproduce: dist
+	cross/reproduce $(REPRODUCE)
+
+# The tests run the binaries they find, so those are built first; one at a time where memory
 # is measured.
 test: export PATH := $(LAB)/containerd-1.6/usr/bin:$(LAB)/runc/usr/sbin:$(LAB)/docker-registry/usr/bin:$(PATH)
-test: deps
+test: deps dist
+	cross/cargo aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf -- test -p edgepull-platform
 	$(CARGO) build -p edgepull
 	$(CARGO) test --workspace --exclude edgepull-tests
 	$(CARGO) test -p edgepull --test containerd -- --ignored --test-threads=1
@@ -57,4 +68,4 @@ fuzz:
 
 clean:
 	$(CARGO) clean
-	rm -rf build
+	rm -rf build dist

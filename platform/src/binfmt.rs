@@ -58,7 +58,11 @@ impl Handler {
                 "enabled" => handler.enabled = true,
                 "interpreter" => value.clone_into(&mut handler.interpreter),
                 "flags:" => value.clone_into(&mut handler.flags),
-                "offset" => handler.offset = value.parse().ok()?,
+                // The kernel's number; on a 32-bit host, too, one beyond every file is one.
+                "offset" => {
+                    let offset: u64 = value.parse().ok()?;
+                    handler.offset = usize::try_from(offset).unwrap_or(usize::MAX);
+                }
                 "magic" => handler.magic = bytes(value)?,
                 "mask" => handler.mask = bytes(value)?,
                 _ => {}

@@ -53,6 +53,15 @@ impl Edgepull {
         Self::started_by(process::tied(Lab::get().edgepull()), args)
     }
 
+    /// The same for another program than the one under test.
+    #[track_caller]
+    pub fn of<S: AsRef<OsStr>>(
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = S>,
+    ) -> Self {
+        Self::started_by(process::tied(program), args)
+    }
+
     /// The same in a network namespace ([`crate::shaped`]).
     #[track_caller]
     pub fn in_netns<S: AsRef<OsStr>>(namespace: &str, args: impl IntoIterator<Item = S>) -> Self {
@@ -142,11 +151,9 @@ impl Edgepull {
             return (self.command, self.home);
         }
         let mut weighed = process::tied(beside_the_test("edgepull-lab-peak"));
-        weighed
-            .arg(self.home.path().join("peak"))
-            .arg(Lab::get().edgepull());
-        // `tied` put `setpriv --pdeathsig KILL -- PROGRAM` in front.
-        weighed.args(self.command.get_args().skip(4));
+        weighed.arg(self.home.path().join("peak"));
+        // `tied` put `setpriv --pdeathsig KILL --` in front.
+        weighed.args(self.command.get_args().skip(3));
         for (name, value) in self.command.get_envs() {
             match value {
                 Some(value) => weighed.env(name, value),

@@ -26,6 +26,7 @@
 //! - [`image`]: deterministic OCI layouts of every shape the scenarios need.
 //! - [`scene`]: a registry with an image and a daemon, ready to pull; [`on_each_containerd`].
 //! - [`tree`]: what a snapshot is made of, to the attribute.
+//! - [`target`]: the files of `dist/`, each on the CPU that it is meant for.
 //! - [`edgepull`]: the program under test: run it, parse its report, weigh it.
 #![allow(
     clippy::unwrap_used,
@@ -47,6 +48,7 @@ pub mod process;
 pub mod registry;
 pub mod scene;
 pub mod shaped;
+pub mod target;
 pub mod tls_front;
 pub mod token_server;
 pub mod tools;

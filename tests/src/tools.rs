@@ -132,7 +132,7 @@ impl Lab {
             "{} is missing: run `cargo build -p edgepull` first (or name the program in EDGEPULL_BIN)",
             path.display()
         );
-        refuse_stale(&path);
+        refuse_stale(&path, &path.with_extension("d"), "cargo build -p edgepull");
         path
     }
 
@@ -188,9 +188,9 @@ impl Lab {
 
 /// `cargo test` of this crate does not build the program: an old one would be tested in silence.
 /// Its dep-info names every source it was made of.
-fn refuse_stale(program: &Path) {
+pub(crate) fn refuse_stale(program: &Path, rules: &Path, remedy: &str) {
     let modified = |path: &Path| fs::metadata(path).and_then(|m| m.modified());
-    let rules = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
+    let rules = fs::read_to_string(rules).unwrap_or_default();
     let (Ok(built), Some((_, sources))) = (modified(program), rules.split_once(": ")) else {
         return;
     };
@@ -199,10 +199,18 @@ fn refuse_stale(program: &Path) {
         .find(|source| modified(Path::new(source)).is_ok_and(|when| when > built));
     if let Some(source) = newer {
         panic!(
-            "{} is older than {source}: run `cargo build -p edgepull` first",
+            "{} is older than {source}: run `{remedy}` first",
             program.display()
         );
     }
+}
+
+/// A program that the shell would find.
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
 }
 
 /// A file in the profile directory of the running test (`target/debug` or `target/release`).
