@@ -403,7 +403,7 @@ fn wrong_bytes() -> Vec<Row> {
         .fails("invalid_content")
         .left(Left::Rest)
         .twice(1_300_000)
-        .asks_within([1..=1, 1..=1, 4..=7, 0..=0])
+        .asks_within([1..=1, 1..=1, 3..=7, 0..=0])
         .heals(),
         faulty(
             "one bit flipped after a resume",
