@@ -9,6 +9,8 @@
 //! cargo build -p edgepull                      the program under test (or name one: EDGEPULL_BIN)
 //! cargo test -p edgepull-tests                 all of it, as root
 //! cargo test -p edgepull-tests --test lab      the lab alone: needs no edgepull
+//! cargo test -p edgepull-tests --test wild     the table of what registries do; EDGEPULL_WILD=word
+//!                                              runs the rows whose names have that word
 //! ```
 //!
 //! - [`tools`]: where things are; run directories; what a killed earlier run left is swept.

@@ -247,7 +247,7 @@ fn lifetimes() -> Vec<Row> {
             uses: Some(3),
             ..theirs()
         })
-        .asks_within([2..=2, 1..=1, 5..=8, 2..=3]),
+        .asks_within([2..=2, 1..=1, 5..=6, 2..=3]),
         with_login(
             "401 in mid-layer: renewed and resumed",
             "§0.5; §9 401 in mid-pull",
@@ -262,7 +262,7 @@ fn lifetimes() -> Vec<Row> {
                 vec![cut.times(2)]
             },
         )
-        .asks_within([2..=2, 1..=1, 6..=12, 2..=4]),
+        .asks_within([2..=2, 1..=1, 7..=8, 2..=4]),
         with_login(
             "the token server is busy for a moment",
             "§1 Quay: bursts on the token step",
@@ -277,7 +277,7 @@ fn lifetimes() -> Vec<Row> {
             |_| vec![Rule::on(Kind::Token, Action::status(503))],
         )
         .fails("unavailable")
-        .asks_within([1..=1, 0..=0, 0..=0, 2..=5])
+        .asks_within([1..=1, 0..=0, 0..=0, 3..=3])
         .heals(),
         with_login(
             "the token server limits",
@@ -427,7 +427,7 @@ fn refusals() -> Vec<Row> {
             |_| vec![],
         )
         .fails("unauthorized")
-        .asks_within([2..=3, 0..=0, 0..=0, 1..=3]),
+        .asks_within([2..=2, 0..=0, 0..=0, 2..=2]),
         with_login(
             "a layer that is denied for a moment",
             "§1 GHCR: denied now and then",
@@ -440,7 +440,7 @@ fn refusals() -> Vec<Row> {
                 ]
             },
         )
-        .asks_within([2..=2, 1..=1, 5..=8, 1..=5]),
+        .asks_within([2..=2, 1..=1, 6..=6, 1..=3]),
         with_login(
             "a layer that is refused though the rest is not",
             "§5 403",

@@ -100,16 +100,25 @@ pub(crate) fn failures(lines: &[Line]) -> String {
     text
 }
 
-/// Traces are long: what comes first and last tells.
+/// Traces are long: containerd's frames and the pool of connections tell nothing here.
 fn shortened(story: &str) -> String {
-    let lines: Vec<&str> = story.lines().filter(|l| !l.contains(" TRACE ")).collect();
-    if lines.len() <= 120 {
+    let noise = [
+        " TRACE ",
+        "Connection{",
+        "service.ready",
+        " idle connection ",
+    ];
+    let lines: Vec<&str> = story
+        .lines()
+        .filter(|line| !noise.iter().any(|word| line.contains(word)))
+        .collect();
+    if lines.len() <= 140 {
         return lines.join("\n");
     }
     format!(
         "{}\n   … {} lines …\n{}",
-        lines[..40].join("\n"),
-        lines.len() - 120,
+        lines[..60].join("\n"),
+        lines.len() - 140,
         lines[lines.len() - 80..].join("\n")
     )
 }

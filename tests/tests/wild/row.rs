@@ -297,6 +297,9 @@ pub(crate) struct Row {
     pub(crate) heals: bool,
     /// The image is there already; then the servers turn bad.
     pub(crate) again: Option<Script>,
+    /// The first call is killed when so many bytes of blobs were sent; the second one counts, and
+    /// so do the requests of both.
+    pub(crate) killed_at: Option<u64>,
     /// Takes long by its nature: begun first.
     pub(crate) slow: bool,
     pub(crate) checks: Vec<Check>,
@@ -322,6 +325,7 @@ pub(crate) fn row(
         store: Store::Containerd,
         heals: false,
         again: None,
+        killed_at: None,
         slow: false,
         checks: Vec::new(),
     }
@@ -417,6 +421,11 @@ impl Row {
     /// Once the servers behave, the next call completes the image.
     pub(crate) fn heals(mut self) -> Self {
         self.heals = true;
+        self
+    }
+
+    pub(crate) fn killed_at(mut self, bytes: u64) -> Self {
+        self.killed_at = Some(bytes);
         self
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use edgepull_tests::edgepull::{Edgepull, Run};
 use edgepull_tests::faulty::{Kind, Request, SECRET_TOKEN, SIGNATURE, transcript};
 use edgepull_tests::image::{Layout, digest_of, host};
+use edgepull_tests::process::wait_for;
 use edgepull_tests::tools::Lab;
 use serde_json::Value;
 
@@ -45,6 +46,16 @@ pub(crate) fn run(row: &Row, at: usize, world: &World) -> Line {
         for server in &stage.watched {
             server.turn(script(world));
         }
+    }
+    if let Some(limit) = row.killed_at {
+        let begun = prepared(&stage, &place, world).start();
+        wait_for(
+            "the layer to be on its way",
+            Duration::from_secs(60),
+            || bytes(&stage.requests(), &stage.layout).0 >= limit,
+        );
+        begun.running.signal(nix::sys::signal::Signal::SIGKILL);
+        let _killed = begun.wait();
     }
     let output = call(&mut stage, &place, world);
     let requests = stage.requests();
@@ -231,7 +242,7 @@ fn oci_content(dir: &Path) -> Result<(bool, Vec<String>, usize), String> {
     Ok((named, blobs, list(&dir.join(".edgepull")).len()))
 }
 
-fn call(stage: &mut Stage, place: &Place, world: &World) -> Run {
+fn prepared(stage: &Stage, place: &Place, world: &World) -> Edgepull {
     let verb = ["pull", &stage.reference];
     let mut call = match &stage.netns {
         Some(namespace) => Edgepull::in_netns(namespace, verb),
@@ -266,7 +277,11 @@ fn call(stage: &mut Stage, place: &Place, world: &World) -> Run {
             );
         }
     }
-    let started = call.start();
+    call
+}
+
+fn call(stage: &mut Stage, place: &Place, world: &World) -> Run {
+    let started = prepared(stage, place, world).start();
     if let Some(act) = stage.during.take() {
         act();
     }

@@ -69,7 +69,7 @@ fn limits() -> Vec<Row> {
             vec![Rule::on(Kind::Tag, limited(&[], TOO_MANY))]
         })
         .fails("rate_limited")
-        .asks_within([2..=4, 0..=0, 0..=0, 0..=0]),
+        .asks_within([3..=3, 0..=0, 0..=0, 0..=0]),
         faulty(
             "429 in HTML",
             "§1 Docker Hub: text or HTML with 429",
@@ -82,7 +82,7 @@ fn limits() -> Vec<Row> {
             },
         )
         .fails("rate_limited")
-        .asks_within([2..=4, 0..=0, 0..=0, 0..=0])
+        .asks_within([3..=3, 0..=0, 0..=0, 0..=0])
         .says(&["Slow down"]),
         faulty("429 on a layer", "§1 ECR public: per second", |w| {
             let busy = limited(&[("Retry-After", "1")], "");
@@ -180,7 +180,7 @@ fn bursts() -> Vec<Row> {
             vec![Rule::on(Kind::Tag, Action::status(503))]
         })
         .fails("unavailable")
-        .asks_within([2..=5, 0..=0, 0..=0, 0..=0])
+        .asks_within([3..=3, 0..=0, 0..=0, 0..=0])
         .heals(),
         faulty("503 for every blob", "§5 503; one budget", |_| {
             vec![Rule::on(Kind::Blob, Action::status(503))]
@@ -193,7 +193,7 @@ fn bursts() -> Vec<Row> {
         })
         .fails("unavailable")
         .left(Left::Partial)
-        .asks_within([1..=1, 1..=1, 5..=9, 0..=0])
+        .asks_within([1..=1, 1..=1, 6..=8, 0..=0])
         .heals(),
         faulty("503 with Retry-After", "§5 503", |_| {
             let wait = vec![header("Retry-After", "1")];
