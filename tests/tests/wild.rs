@@ -44,10 +44,6 @@ const KNOWN_FAULTS: &[(&str, &str)] = &[
         "406 for lists",
         "refused at once, not asked again without list types",
     ),
-    (
-        "a layer that is refused though the rest is not",
-        "four slow retries, not two or three, each with two tokens",
-    ),
 ];
 
 /// Rows at once: most of their time they wait.
