@@ -186,6 +186,9 @@ impl<'a, 'b> Transfer<'a, 'b> {
     /// The source failed: keep what it gave. Its error counts, whatever the store says.
     async fn broken(&mut self, error: Error) -> Stop {
         if error.kind() == Kind::InvalidContent {
+            // What came is dropped; the stream ends first, so that the abort finds the ref free.
+            self.buffer.clear();
+            let _ = self.let_go().await;
             return Stop::Source(error);
         }
         match self.let_go().await {

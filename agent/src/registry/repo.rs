@@ -41,6 +41,11 @@ const ACCEPT_MANIFEST: &str = concat!(
     "application/vnd.docker.distribution.manifest.v1+json, ",
     "*/*"
 );
+/// For registries that refuse the others (406).
+const ACCEPT_SINGLE: &str = concat!(
+    "application/vnd.oci.image.manifest.v1+json, ",
+    "application/vnd.docker.distribution.manifest.v2+json"
+);
 const ACCEPT_BLOB: &str = "*/*";
 
 /// The limit that registries themselves have.
@@ -428,10 +433,14 @@ impl At<'_> {
 
     /// Fetches a document's bytes, not yet verified.
     async fn fetch(&self, name: &str) -> Result<(Bytes, DocumentHeaders)> {
-        let ask = self.manifest(Method::GET, name);
+        let mut ask = self.manifest(Method::GET, name);
         let mut budget = self.budget();
         loop {
             let (mut answer, who) = self.send(&ask, &mut budget).await?;
+            if answer.status().as_u16() == 406 && ask.accept == ACCEPT_MANIFEST {
+                ask.accept = ACCEPT_SINGLE;
+                continue;
+            }
             if answer.status().as_u16() != 200 {
                 return Err(self.refused(&ask, answer, &who).await);
             }
@@ -449,6 +458,12 @@ impl At<'_> {
                     return Err(failure::web_page(&ask.target, &answer.url, &bytes));
                 }
                 Ok(bytes) => {
+                    if ask.accept == ACCEPT_SINGLE {
+                        let host = self.endpoint.authority();
+                        self.repo.say(format!(
+                            "{host} refuses lists of images; only the one that it offers is looked at"
+                        ));
+                    }
                     self.repo.effort.admit();
                     return Ok((bytes, headers));
                 }

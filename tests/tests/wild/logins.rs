@@ -441,16 +441,18 @@ fn refusals() -> Vec<Row> {
             },
         )
         .asks_within([2..=2, 1..=1, 6..=6, 1..=3]),
-        with_login(
+        row(
             "a layer that is refused though the rest is not",
-            "§5 403",
-            || Auth::Tokens(theirs()),
-            |w| vec![Rule::on(Kind::Blob, Action::status(403)).what(&w.layer())],
+            "§5 403; §1 GHCR: two or three retries",
+            |w| {
+                let refused = Rule::on(Kind::Blob, Action::status(403)).what(&w.layer());
+                let auth = Auth::Tokens(theirs());
+                Stage::of(Faulty::start_with(Arc::clone(&w.lone), auth, [refused])).creds()
+            },
         )
         .fails("unauthorized")
         .left(Left::Partial)
-        // Two or three slow retries, each in the user's name and in nobody's.
-        .asks_within([2..=2, 1..=1, 3..=11, 1..=9])
+        .asks_within([2..=2, 1..=1, 2..=5, 1..=2])
         .heals(),
     ]
 }

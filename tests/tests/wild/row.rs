@@ -22,6 +22,8 @@ pub(crate) const PASSWORD: &str = "password-of-the-lab";
 /// What all rows share.
 pub(crate) struct World {
     pub(crate) hello: Arc<Layout>,
+    /// One layer only.
+    pub(crate) lone: Arc<Layout>,
     pub(crate) daemon: Containerd,
     registry: OnceLock<Registry>,
     authority: OnceLock<Authority>,
@@ -34,6 +36,7 @@ impl World {
             "[plugins.\"io.containerd.metadata.v1.bolt\"]\ncontent_sharing_policy = \"isolated\"\n";
         Self {
             hello: Arc::new(image::hello()),
+            lone: Arc::new(image::big(0, 0)),
             daemon: Setup::new(Version::V1_7).config(isolated).start(),
             registry: OnceLock::new(),
             authority: OnceLock::new(),
@@ -343,6 +346,19 @@ pub(crate) fn faulty(
     row(name, source, move |w| {
         Stage::of(Faulty::start(Arc::clone(&w.hello), rules(w)))
     })
+}
+
+/// The same with an image of one layer, [`World::layer`]: where that fails for good, no other one
+/// is on its way, so that the counts and what is left are not a matter of luck.
+pub(crate) fn lone(
+    name: &'static str,
+    source: &'static str,
+    rules: impl Fn(&World) -> Vec<Rule> + Send + Sync + 'static,
+) -> Row {
+    row(name, source, move |w| {
+        Stage::of(Faulty::start(Arc::clone(&w.lone), rules(w)))
+    })
+    .asks(1, 1, 2, 0)
 }
 
 /// A row of one registry that turns faulty when the image is there: the second pull counts, which

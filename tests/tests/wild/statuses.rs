@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use edgepull_tests::faulty::{Action, Faulty, Kind, Rule};
 
-use super::row::{Left, Row, Stage, faulty, holds, row};
+use super::row::{Left, Row, Stage, faulty, holds, lone, row};
 
 fn header(name: &str, value: &str) -> (String, String) {
     (name.to_owned(), value.to_owned())
@@ -89,13 +89,13 @@ fn limits() -> Vec<Row> {
             vec![Rule::on(Kind::Blob, busy).what(&w.layer()).times(1)]
         })
         .asks(1, 1, 5, 0),
-        faulty("429 on a layer, for hours", "§1 Docker Hub: quota", |w| {
+        lone("429 on a layer, for hours", "§1 Docker Hub: quota", |w| {
             let busy = limited(&[("Retry-After", "7200")], "");
             vec![Rule::on(Kind::Blob, busy).what(&w.layer())]
         })
         .fails("rate_limited")
         .left(Left::Partial)
-        .asks(1, 1, 4, 0)
+        .asks(1, 1, 2, 0)
         .heals(),
         faulty("408 and 425", "§5 408, 425, 429", |_| {
             vec![
@@ -188,12 +188,12 @@ fn bursts() -> Vec<Row> {
         .fails("unavailable")
         .asks_within([1..=1, 1..=1, 2..=5, 0..=0])
         .heals(),
-        faulty("503 for one layer", "§5 503; one budget", |w| {
+        lone("503 for one layer", "§5 503; one budget", |w| {
             vec![Rule::on(Kind::Blob, Action::status(503)).what(&w.layer())]
         })
         .fails("unavailable")
         .left(Left::Partial)
-        .asks_within([1..=1, 1..=1, 6..=8, 0..=0])
+        .asks_within([1..=1, 1..=1, 4..=6, 0..=0])
         .heals(),
         faulty("503 with Retry-After", "§5 503", |_| {
             let wait = vec![header("Retry-After", "1")];

@@ -20,7 +20,7 @@ use crate::{
     oci::{Digest, Document, Reference},
     pull::{self, Choice},
     resolve::{Want, resolve},
-    source::{Nearest, Source},
+    source::{InHand, Nearest, Source},
 };
 
 /// Where the image goes.
@@ -348,6 +348,10 @@ impl Job<'_> {
             self.deliver(dir, &choice, &repo, row).await?;
         }
         let names = layout::Names::of(self.reference);
+        let source = InHand {
+            blob: &choice.config,
+            far: &repo,
+        };
         let content = layout::Content {
             root: &choice.root,
             ancestors: &choice.ancestors,
@@ -359,7 +363,7 @@ impl Job<'_> {
                 layout::copy_to_layout(
                     &layout,
                     content,
-                    &repo,
+                    &source,
                     &names,
                     self.events,
                     self.reference.typed(),
@@ -369,7 +373,7 @@ impl Job<'_> {
             LayoutKind::Archive => {
                 let images = [layout::Image {
                     content,
-                    source: &repo,
+                    source: &source,
                     names: &names,
                     reference: self.reference.typed(),
                 }];

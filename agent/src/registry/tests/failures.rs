@@ -31,7 +31,7 @@ async fn statuses_become_kinds() {
         (401, Kind::Unauthorized, 1),
         (403, Kind::Unauthorized, 1),
         (404, Kind::NotFound, 1),
-        (406, Kind::InvalidContent, 1),
+        (406, Kind::InvalidContent, 2),
         (407, Kind::Unavailable, 1),
         (429, Kind::RateLimited, 3),
         (451, Kind::Unavailable, 1),

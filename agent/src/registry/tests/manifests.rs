@@ -204,3 +204,19 @@ async fn more_than_four_mebibytes_are_refused_framed_or_not() {
         assert_eq!(client.requests(), 1);
     }
 }
+
+#[tokio::test]
+async fn a_registry_that_refuses_lists_is_asked_without_them() {
+    let server = TestServer::start(|request| {
+        if request.header("accept").expect("sent").contains("index") {
+            Reply::new(406)
+        } else {
+            manifest()
+        }
+    })
+    .await;
+    let client = client(quick());
+    repo(&client, &server, ":1").get().await.expect("the one");
+    assert_eq!(client.requests(), 2);
+    assert!(client.take_notices().concat().contains("refuses lists"));
+}
