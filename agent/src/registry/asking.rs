@@ -9,6 +9,7 @@ use std::{
 use super::{
     auth::Subject,
     endpoint::Capabilities,
+    health,
     repo::{At, Repo},
 };
 use crate::{
@@ -184,6 +185,12 @@ impl<'a> Asking<'a> {
             format!("{host}: {causes}")
         };
         tracing::debug!(host, error = %error, why = line, "failed, the next host is asked");
+        // Headers that came in time have closed its breaker; a body that did not counts more.
+        if error.kind() == Kind::Timeout {
+            let origin = &at.endpoint.route().origin;
+            let why = error.causes().join("; ");
+            self.repo.health().bad(origin, health::DEAD, None, &why);
+        }
         if error.kind() == Kind::InvalidContent && !self.queue.is_empty() {
             self.repo.say(format!("{line}; the next host is asked"));
         }
