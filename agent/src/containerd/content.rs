@@ -27,6 +27,9 @@ use crate::{
 /// A reader of a blob on a failing disk must not hang.
 const READ_STALL: Duration = Duration::from_secs(60);
 
+/// How long after each refusal an abort is tried again (milliseconds).
+const ABORT_PAUSES: [u64; 4] = [10, 40, 160, 640];
+
 /// Documents and configs that are read back whole are never larger (bytes).
 const MAX_DOCUMENT: u64 = 8 << 20;
 
@@ -136,14 +139,24 @@ impl Engine {
             r#ref: reference.to_owned(),
         };
         let action = format!("abort ingest `{reference}`");
-        let answer = self
-            .call(&action, METADATA, message, |c, r| async move {
-                client(c).abort(r).await
-            })
-            .await;
-        match answer {
-            Err(failure) if failure.cause != Cause::Missing => Err(failure.into()),
-            _ => Ok(()),
+        // A writer whose stream was just cancelled may still write its files: containerd's
+        // removal of the directory then fails, and succeeds when the writer has closed.
+        let mut pauses = ABORT_PAUSES.iter();
+        loop {
+            let answer = self
+                .call(&action, METADATA, message.clone(), |c, r| async move {
+                    client(c).abort(r).await
+                })
+                .await;
+            match (answer, pauses.next()) {
+                (Ok(()), _) => return Ok(()),
+                (Err(failure), _) if failure.cause == Cause::Missing => return Ok(()),
+                (Err(failure), Some(pause)) if failure.cause == Cause::Other => {
+                    tracing::debug!(reference, error = %failure.error, "the ingest cannot be aborted yet");
+                    tokio::time::sleep(Duration::from_millis(*pause)).await;
+                }
+                (Err(failure), _) => return Err(failure.into()),
+            }
         }
     }
 

@@ -123,7 +123,9 @@ impl Ingest<'_> {
                     Cause::Exists | Cause::OutOfRange if surprises < SURPRISES => surprises += 1,
                     Cause::Mismatch => {
                         // The ingest is kept with its bad bytes, and would be resumed for ever.
-                        engine.abort_ingest(&reference(&engine, descriptor)).await?;
+                        if let Err(stuck) = discard(&engine, descriptor).await {
+                            return Err(self.mismatch(descriptor, failure.error).because(stuck));
+                        }
                         let elsewhere = self.source.distrust(descriptor);
                         let joint = run.foreign || self.source.pieced(descriptor);
                         if !elsewhere && (restarted || !joint) {
@@ -140,7 +142,9 @@ impl Ingest<'_> {
                     if error.kind() != Kind::InvalidContent {
                         return Err(self.named(error));
                     }
-                    engine.abort_ingest(&reference(&engine, descriptor)).await?;
+                    if let Err(stuck) = discard(&engine, descriptor).await {
+                        return Err(self.named(error.because(stuck)));
+                    }
                     // Bytes of several answers, or of an earlier run, may not fit together:
                     // once more, from nothing.
                     let elsewhere = self.source.distrust(descriptor);
@@ -210,7 +214,7 @@ impl Ingest<'_> {
                 Cause::Mismatch | Cause::Exists | Cause::OutOfRange if surprises < SURPRISES => {
                     surprises += 1;
                     if failure.cause == Cause::Mismatch {
-                        engine.abort_ingest(&reference(&engine, descriptor)).await?;
+                        discard(&engine, descriptor).await?;
                     }
                 }
                 _ => return Err(failure.error),
@@ -421,6 +425,11 @@ impl Ingest<'_> {
     fn named(&self, error: Error) -> Error {
         error.reference(self.reference)
     }
+}
+
+/// Drops what an ingest holds. Where that fails, what was wrong with it is the news.
+async fn discard(engine: &Engine, descriptor: &Descriptor) -> Result<()> {
+    engine.abort_ingest(&reference(engine, descriptor)).await
 }
 
 fn reference(engine: &Engine, descriptor: &Descriptor) -> String {
