@@ -175,11 +175,12 @@ impl Lab {
         ]
         .join("\n")
         .lines()
-        // The age in `content ls` moves with the clock.
+        // The age in `content ls` moves with the clock, and the tabs after it with its width.
         .map(|line| {
             let mut cells: Vec<&str> = line
                 .split(['\t', ','])
                 .filter(|cell| !cell.contains("second") && !cell.contains("minute"))
+                .filter(|cell| !cell.is_empty())
                 .collect();
             // Labels come in any order.
             cells.sort_unstable();
