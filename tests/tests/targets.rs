@@ -13,9 +13,12 @@ use std::path::{Path, PathBuf};
 use edgepull_tests::containerd::{Containerd, Version};
 use edgepull_tests::edgepull::Edgepull;
 use edgepull_tests::faulty::Faulty;
-use edgepull_tests::image::{self, HELLO, Layout, host};
+use edgepull_tests::image::{self, ARM64, HELLO, Layout, host};
+use edgepull_tests::pki::{Authority, Validity};
+use edgepull_tests::registry::{Door, Registry};
 use edgepull_tests::scene::{NAMESPACE, greeting};
 use edgepull_tests::target::Target;
+use edgepull_tests::tls_front::free_443;
 use serde_json::Value;
 
 /// Directories below `hosts` of our own data and, where it is, of the larger collection.
@@ -176,6 +179,41 @@ fn images_are_pulled_into_the_containerd_of_another_architecture() {
         let removed = target.edgepull(["rm", &reference]).on(&fresh, NAMESPACE);
         removed.run().exits(0);
         assert!(fresh.images(NAMESPACE).is_empty());
+    }
+}
+
+/// TLS and hashing with each target's own machine code: of the CPUs here only one has
+/// instructions for either.
+#[test]
+fn https_and_digests_work_on_each() {
+    let registry = Registry::start();
+    let layout = image::hello();
+    layout.push(&registry, "latest", "lab/app", "1");
+    let authority = Authority::new();
+    let address = free_443();
+    let ip = address.rsplit_once(':').expect("an address and a port").0;
+    let identity = authority.issue(ip, &[&format!("IP:{ip}")], Validity::Now);
+    let secured = registry.beside(&Door::Tls {
+        address: &address,
+        identity: &identity,
+        clients: None,
+    });
+    let reference = secured.reference("lab/app", "1");
+    for target in Target::arm() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = format!("oci:{}", dir.path().join("store").display());
+        let call = |authority: &Path| {
+            let call = target.edgepull(["pull", &reference, "--store", &store]);
+            let call = call.args(["--platform", "linux/arm64"]).json();
+            call.env("SSL_CERT_FILE", authority).run()
+        };
+        // Not whoever has a certificate: only those of an authority that is trusted.
+        let stranger = Authority::new();
+        call(&stranger.certificate()).fails(23, "unavailable");
+        let report = call(&authority.certificate()).exits(0).element();
+        assert_eq!(report["status"], "pulled", "{}", target.triple);
+        let manifest = layout.manifest("latest", &ARM64);
+        assert_eq!(report["manifest_digest"], manifest, "{}", target.triple);
     }
 }
 
