@@ -7,6 +7,7 @@
 //! for the rest when an answer breaks off. Everything that arrives is bounded
 //! before it is held, and verified before it is believed.
 
+mod aes;
 mod announced;
 mod asking;
 mod auth;

@@ -15,6 +15,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
+use super::aes;
 use crate::{
     error::{Error, Result},
     kind::Kind,
@@ -126,7 +127,21 @@ fn is_ca_itself(why: &rustls::OtherError) -> bool {
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    Arc::new(offering(aes::in_hardware()))
+}
+
+/// All cipher suites, those first that cost these cores least.
+fn offering(aes: bool) -> CryptoProvider {
+    let mut provider = rustls::crypto::ring::default_provider();
+    if !aes {
+        // Stable: among its likes each keeps its place, TLS 1.3 before 1.2.
+        provider.cipher_suites.sort_by_key(|suite| {
+            let name = suite.suite().as_str().unwrap_or_default();
+            let old = suite.version().version != rustls::ProtocolVersion::TLSv1_3;
+            (old, !name.contains("CHACHA20"))
+        });
+    }
+    provider
 }
 
 fn certified(pair: &ClientPair, provider: &CryptoProvider) -> Result<CertifiedKey, rustls::Error> {
@@ -320,6 +335,29 @@ mod tests {
     use rustls::pki_types::pem::PemObject;
 
     use super::*;
+
+    #[test]
+    fn cores_without_aes_ask_for_what_they_are_good_at() {
+        let names = |aes| -> Vec<&str> {
+            let suites = offering(aes).cipher_suites;
+            suites.iter().filter_map(|s| s.suite().as_str()).collect()
+        };
+        let (with, without) = (names(true), names(false));
+        assert_eq!(without[0], "TLS13_CHACHA20_POLY1305_SHA256");
+        assert!(
+            without[1..3]
+                .iter()
+                .all(|name| name.starts_with("TLS13_AES"))
+        );
+        assert!(without[3].contains("CHACHA20"), "{without:?}");
+        assert!(with[0].contains("AES"), "{with:?}");
+        // Nothing less is offered, and nothing more.
+        let sorted = |mut names: Vec<&'static str>| {
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(sorted(with), sorted(without));
+    }
 
     #[test]
     fn of_several_client_certificates_the_servers_hint_chooses() {
