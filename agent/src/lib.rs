@@ -7,6 +7,7 @@
 
 pub mod choice;
 pub mod cli;
+pub mod config;
 pub mod containerd;
 pub mod engine;
 pub mod error;
@@ -19,3 +20,4 @@ pub mod redact;
 pub mod registry;
 pub mod resolve;
 pub mod source;
+mod table;

@@ -58,6 +58,17 @@ pub fn url(url: &reqwest::Url) -> String {
     shown.to_string()
 }
 
+/// Foreign text for a terminal: no control characters, none that reorder or hide
+/// what follows, and not too long.
+pub(crate) fn printable(text: &str, max: usize) -> String {
+    let hidden = |c: char| matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e0fff}');
+    text.chars()
+        .map(|c| if c.is_whitespace() { ' ' } else { c })
+        .filter(|c| !c.is_control() && !hidden(*c))
+        .take(max)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -109,7 +109,7 @@ def allocators(found):
     rows = []
     for name in ("system", "mimalloc", "dlmalloc", "rlsf"):
         small = "alloc-" + name
-        row = ["the toolchain's, as it is" if name == "system" else name]
+        row = ["the compiler's own" if name == "system" else name]
         row += ["0" if name == "system" else found.size(t, small) for t in (ARM64, ARMV7)]
 
         def run(target, verb, of, name=name):

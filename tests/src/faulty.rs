@@ -7,7 +7,7 @@ mod auth;
 mod serve;
 
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -231,6 +231,9 @@ struct Shared {
     rules: Mutex<Vec<Rule>>,
     log: Mutex<Vec<Request>>,
     stop: AtomicBool,
+    /// Blobs being sent now, and the most there ever were.
+    sending: AtomicUsize,
+    most: AtomicUsize,
     host: String,
 }
 
@@ -278,6 +281,8 @@ impl Faulty {
             rules: Mutex::new(rules.into_iter().collect()),
             log: Mutex::new(Vec::new()),
             stop: AtomicBool::new(false),
+            sending: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
             host: address.to_string(),
         });
         let served = Arc::clone(&shared);
@@ -322,6 +327,11 @@ impl Faulty {
     /// All requests so far.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.shared.log).clone()
+    }
+
+    /// The most blobs that were being sent at the same moment.
+    pub fn most_at_once(&self) -> usize {
+        self.shared.most.load(Ordering::Relaxed)
     }
 
     /// Forgets the requests so far.

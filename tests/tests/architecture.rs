@@ -76,10 +76,10 @@ fn crates_depend_in_one_direction() {
 const LAYERS: &[&[&str]] = &[
     &["kind"],
     &["error", "redact"],
-    &["oci"],
+    &["oci", "table"],
     &["event", "engine", "source", "choice"],
     &["registry", "containerd", "layout", "resolve"],
-    &["pull"],
+    &["pull", "config"],
     &["cli"],
 ];
 

@@ -34,6 +34,10 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
+    /// Settings that hold for every call [default: /etc/edgepull/config.toml, if it exists]
+    #[arg(long, global = true, env = "EDGEPULL_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
     /// containerd's socket [default: the engine that runs here]
     #[arg(
         short,

@@ -12,6 +12,7 @@ use edgepull_platform::{
 
 use super::{args::Global, output::Printer};
 use crate::{
+    config::Config,
     containerd::Engine,
     engine::{self, Overrides, Profile},
     error::{Error, Result},
@@ -31,6 +32,7 @@ const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) printer: Printer,
+    config: Config,
     rate: Option<u64>,
     host: OnceLock<Host>,
     client: OnceLock<Client>,
@@ -87,10 +89,17 @@ impl Target {
 }
 
 impl Context {
-    pub(crate) fn new(global: Global, printer: Printer) -> Self {
+    /// Where a flag is not given, its key in the configuration counts.
+    pub(crate) fn new(global: Global, config: Config, printer: Printer) -> Self {
+        let mut global = global;
+        global.address = global.address.or_else(|| config.address.clone());
+        global.namespace = global.namespace.or_else(|| config.namespace.clone());
+        global.snapshotter = global.snapshotter.or_else(|| config.snapshotter.clone());
+        global.hosts_dir = global.hosts_dir.or_else(|| config.hosts_dir.clone());
         Self {
             global,
             printer,
+            config,
             rate: None,
             host: OnceLock::new(),
             client: OnceLock::new(),
@@ -144,10 +153,12 @@ impl Context {
             plain_http: self.global.plain_http,
             hosts_dirs: self.hosts_dirs()?,
             credentials,
-            rate: self.rate,
-            ..Settings::default()
+            ..self.config.settle(Settings::default())
         };
-        let client = Client::new(settings);
+        let client = Client::new(Settings {
+            rate: self.rate.or(settings.rate),
+            ..settings
+        });
         Ok(self.client.get_or_init(|| client))
     }
 
@@ -164,7 +175,10 @@ impl Context {
             if !dir.is_dir() {
                 return Err(Error::new(
                     Kind::Config,
-                    format_args!("--hosts-dir `{}` is no folder", dir.display()),
+                    format_args!(
+                        "`{}`, the place of hosts.toml files, is no folder",
+                        dir.display()
+                    ),
                 )
                 .hint("it holds a folder for each registry, with a hosts.toml in it"));
             }

@@ -16,6 +16,7 @@ use self::{
     output::Printer,
 };
 use crate::{
+    config::Config,
     error::{Error, Result},
     kind::Kind,
 };
@@ -152,7 +153,12 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
         Verb::Pull(pull) => pull.limit_rate,
         _ => None,
     };
-    let context = Context::new(cli.global, printer).limit_rate(rate);
+    let config = match &cli.verb {
+        // They say what the program is, whatever is configured.
+        Verb::Completions { .. } | Verb::Man | Verb::Version => Config::default(),
+        _ => Config::load(cli.global.config.as_deref())?,
+    };
+    let context = Context::new(cli.global, config, printer).limit_rate(rate);
     match cli.verb {
         Verb::Detect { record } => command::detect::run(&context, record.as_deref()).await,
         Verb::Inspect(look) => command::inspect::run(&context, &look, false).await,

@@ -6,7 +6,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     auth::Auth, blob::Flow, credentials::Credentials, hosts::Hosts, notices::Notices, pace::Pace,
-    quota::Quota, repo::Repo, retry::Policy, tls::Trust, transport::Transport,
+    proxy::Ways, quota::Quota, repo::Repo, retry::Policy, tls::Trust, transport::Transport,
 };
 use crate::oci::Reference;
 
@@ -43,6 +43,8 @@ pub struct Settings {
     pub user_agent: String,
     /// Whether `https_proxy`, `http_proxy` and `no_proxy` count.
     pub system_proxy: bool,
+    /// Proxies for all or for single registries; they count before the environment's.
+    pub ways: Ways,
     /// How blips are bridged.
     pub retry: Policy,
 }
@@ -60,6 +62,7 @@ impl Default for Settings {
             max_concurrent_downloads: CONCURRENT_DOWNLOADS,
             user_agent: USER_AGENT.to_owned(),
             system_proxy: true,
+            ways: Ways::default(),
             retry: Policy::default(),
         }
     }
@@ -98,6 +101,7 @@ impl Client {
                 hosts: Hosts {
                     roots: settings.hosts_dirs,
                     plain_http: settings.plain_http,
+                    ways: settings.ways,
                 },
                 notices,
                 flow: Flow {

@@ -11,7 +11,7 @@ use reqwest::Url;
 use super::{
     client::Settings,
     endpoint::{self, Route},
-    proxy::Proxies,
+    proxy::{Proxies, Via},
     tls::{self, HostTls, Trust},
 };
 use crate::{
@@ -33,6 +33,7 @@ struct Key {
     tls: Option<Arc<HostTls>>,
     connect: Duration,
     read: Duration,
+    via: Option<Via>,
 }
 
 pub(super) struct Clients {
@@ -60,9 +61,13 @@ impl Clients {
         }
     }
 
-    /// The proxy on the way to `url`, as it may be shown.
-    pub(super) fn proxy(&self, url: &Url) -> Option<String> {
-        self.proxies.of(url).map(endpoint::authority)
+    /// The proxy on the way to `url` on behalf of `route`, as it may be shown.
+    pub(super) fn proxy(&self, url: &Url, route: Option<&Route>) -> Option<String> {
+        let proxy = match route.and_then(|route| route.via.as_ref()) {
+            Some(via) => via.url(),
+            None => self.proxies.of(url),
+        };
+        proxy.map(endpoint::authority)
     }
 
     /// The client for a request to `url` on behalf of `route`. What is particular to the
@@ -103,6 +108,7 @@ impl Clients {
             tls: tls.filter(|_| url.scheme() == "https"),
             connect: given.filter(|_| home).unwrap_or(connect),
             read,
+            via: route.and_then(|route| route.via.clone()),
         };
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, client)) = made.iter().find(|(known, _)| *known == key) {
@@ -128,7 +134,10 @@ impl Clients {
             .read_timeout(key.read)
             .pool_max_idle_per_host(MAX_IDLE)
             .no_proxy();
-        if !self.proxies.is_empty() {
+        if let Some(via) = &key.via {
+            let via = via.url().cloned();
+            builder = builder.proxy(reqwest::Proxy::custom(move |_| via.clone()));
+        } else if !self.proxies.is_empty() {
             let proxies = self.proxies.clone();
             builder = builder.proxy(reqwest::Proxy::custom(move |url| proxies.of(url).cloned()));
         }

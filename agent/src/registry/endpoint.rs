@@ -8,7 +8,7 @@ use std::{
 
 use reqwest::{Url, header::HeaderMap};
 
-use super::tls::HostTls;
+use super::{proxy::Via, tls::HostTls};
 use crate::{
     error::{Error, Result},
     kind::Kind,
@@ -60,6 +60,8 @@ pub(super) struct Route {
     pub(super) headers: HeaderMap,
     pub(super) tls: Option<Arc<HostTls>>,
     pub(super) dial_timeout: Option<Duration>,
+    /// The configured way, also to where this server sends us; `None`: as for all.
+    pub(super) via: Option<Via>,
 }
 
 impl Endpoint {
@@ -84,6 +86,7 @@ impl Endpoint {
             headers: HeaderMap::new(),
             tls: None,
             dial_timeout: None,
+            via: None,
         });
         Self {
             base,
@@ -111,7 +114,19 @@ impl Endpoint {
             headers,
             tls,
             dial_timeout,
+            via: self.route.via.clone(),
         });
+        self
+    }
+
+    /// On a way that is configured for it, or for the registry it is asked for.
+    pub(super) fn via(mut self, via: Option<&Via>) -> Self {
+        if let Some(via) = via {
+            self.route = Arc::new(Route {
+                via: Some(via.clone()),
+                ..(*self.route).clone()
+            });
+        }
         self
     }
 

@@ -11,7 +11,7 @@ use super::{
     body::{self, BodyFault},
     endpoint, quota,
     retry::{self, Advice},
-    said::{MAX_SAID, Said, printable},
+    said::{MAX_SAID, Said},
     tls,
     transport::Answer,
 };
@@ -19,6 +19,7 @@ use crate::{
     error::Error,
     kind::Kind,
     oci::{Digest, Reference},
+    redact::printable,
 };
 
 /// What a request is for.

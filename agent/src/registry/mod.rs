@@ -45,6 +45,7 @@ pub use client::{Client, Settings};
 pub use credentials::{Credentials, Environment};
 pub use endpoint::{Capabilities, Endpoint};
 pub use pace::parse_rate;
+pub use proxy::{Via, Ways};
 pub use quota::Quota;
 pub use repo::Repo;
 pub use retry::Policy;

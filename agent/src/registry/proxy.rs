@@ -2,7 +2,7 @@
 //! and `no_proxy` as Go's library, and so containerd, reads them. The HTTP library's own
 //! reading knows no ports, and no `*` for addresses.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use reqwest::Url;
 
@@ -12,6 +12,62 @@ pub(super) struct Proxies {
     http: Option<Url>,
     https: Option<Url>,
     not_for: Vec<Rule>,
+}
+
+/// The way to one registry, where it is configured. The address may hold a password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Via {
+    /// Through no proxy, whatever the environment says.
+    Direct,
+    /// Through this one.
+    Proxy(Url),
+}
+
+impl fmt::Debug for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct => f.write_str("Direct"),
+            Self::Proxy(url) => write!(f, "Proxy({})", super::endpoint::authority(url)),
+        }
+    }
+}
+
+impl Via {
+    /// `direct`, or the address of an HTTP proxy with or without scheme; `None` if the
+    /// text is neither.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.trim().eq_ignore_ascii_case("direct") {
+            return Some(Self::Direct);
+        }
+        parse(text).map(Self::Proxy)
+    }
+
+    pub(super) fn url(&self) -> Option<&Url> {
+        match self {
+            Self::Direct => None,
+            Self::Proxy(url) => Some(url),
+        }
+    }
+}
+
+/// The configured ways, by the registry's name in references or by a server's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// To whatever has none of its own; `None`: as the environment says.
+    pub default: Option<Via>,
+    /// In lower case, with the port if it has one.
+    pub by_host: BTreeMap<String, Via>,
+}
+
+impl Ways {
+    /// The way to a server (`host` or `host:port`) that is asked for `registry`. The
+    /// server's own name counts first, so that a mirror can be near and its registry far.
+    pub(super) fn to(&self, server: &str, registry: &str) -> Option<&Via> {
+        [server, registry]
+            .iter()
+            .find_map(|name| self.by_host.get(&name.to_ascii_lowercase()))
+            .or(self.default.as_ref())
+    }
 }
 
 /// One entry of `no_proxy`.
@@ -190,6 +246,30 @@ mod tests {
     fn of(proxies: &Proxies, url: &str) -> Option<String> {
         let url = Url::parse(url).expect("a URL");
         proxies.of(&url).map(super::super::endpoint::authority)
+    }
+
+    #[test]
+    fn a_servers_own_way_counts_before_its_registrys() {
+        let near = Via::parse("http://me:pw@near:3128").expect("a proxy");
+        let far = Via::parse("far:3128").expect("a proxy");
+        let ways = Ways {
+            default: Some(far.clone()),
+            by_host: [
+                ("mirror.example:5000".to_owned(), Via::Direct),
+                ("docker.io".to_owned(), near.clone()),
+            ]
+            .into(),
+        };
+        assert_eq!(
+            ways.to("Mirror.example:5000", "docker.io"),
+            Some(&Via::Direct)
+        );
+        assert_eq!(ways.to("registry-1.docker.io", "docker.io"), Some(&near));
+        assert_eq!(ways.to("ghcr.io", "ghcr.io"), Some(&far));
+        assert_eq!(Ways::default().to("ghcr.io", "ghcr.io"), None);
+        assert!(!format!("{ways:?}").contains("pw"), "{ways:?}");
+        assert_eq!(Via::parse("socks5://a"), None);
+        assert_eq!(Via::parse(""), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the body of a refusal says, made fit to print.
 
+use crate::redact::printable;
+
 /// How much of a registry's own text is shown.
 pub(super) const MAX_SAID: usize = 300;
 
@@ -89,17 +91,6 @@ fn title(page: &str) -> Option<&str> {
     let start = folded.get(open..)?.find('>')? + open + 1;
     let rest = page.get(start..)?;
     rest.split('<').next().map(str::trim)
-}
-
-/// Foreign text for a terminal: no control characters, none that reorder or hide
-/// what follows, and not too long.
-pub(super) fn printable(text: &str, max: usize) -> String {
-    let hidden = |c: char| matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e0fff}');
-    text.chars()
-        .map(|c| if c.is_whitespace() { ' ' } else { c })
-        .filter(|c| !c.is_control() && !hidden(*c))
-        .take(max)
-        .collect()
 }
 
 #[cfg(test)]

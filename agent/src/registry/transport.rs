@@ -172,7 +172,7 @@ impl Transport {
             let response = self.once(ask, &url, elsewhere, authorization).await?;
             let answer = Answer {
                 response,
-                proxy: self.clients.proxy(&url),
+                proxy: self.clients.proxy(&url, ask.route.as_deref()),
                 url,
                 elsewhere,
             };
@@ -227,7 +227,7 @@ impl Transport {
             }
         }
         let outcome = outcome.map_err(|error| {
-            let proxy = self.clients.proxy(url);
+            let proxy = self.clients.proxy(url, route);
             failure::transport(&ask.target, url, elsewhere, proxy.as_deref(), error)
         });
         if !elsewhere && let Some(route) = route {

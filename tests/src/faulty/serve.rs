@@ -65,7 +65,17 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
                 .header("connection")
                 .is_some_and(|word| word.eq_ignore_ascii_case("close")),
         };
-        if !answer.give(&request, &form)? || answer.last {
+        let is_blob = request.kind == Kind::Blob;
+        if is_blob {
+            let sending = shared.sending.fetch_add(1, Ordering::Relaxed) + 1;
+            shared.most.fetch_max(sending, Ordering::Relaxed);
+        }
+        let last = answer.last;
+        let given = answer.give(&request, &form);
+        if is_blob {
+            shared.sending.fetch_sub(1, Ordering::Relaxed);
+        }
+        if !given? || last {
             return Ok(());
         }
     }

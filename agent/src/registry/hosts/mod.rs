@@ -16,6 +16,7 @@ use self::parse::{Config, HostsFile};
 use super::{
     endpoint::{API_ROOT, Capabilities, Endpoint, authority, is_loopback},
     notices::Notices,
+    proxy::Ways,
 };
 use crate::{
     error::{Error, Result},
@@ -33,6 +34,8 @@ pub(super) struct Hosts {
     /// Trees, the first that knows the registry counts.
     pub(super) roots: Vec<PathBuf>,
     pub(super) plain_http: bool,
+    /// Configured proxies.
+    pub(super) ways: Ways,
 }
 
 impl Hosts {
@@ -42,7 +45,14 @@ impl Hosts {
             Some(folder) => self.configured(domain, &folder, notices),
             None => Ok(vec![self.itself(domain, &Config::default(), None)?]),
         };
-        let endpoints = found.map_err(|error| error.registry(domain))?;
+        let endpoints: Vec<Endpoint> = found
+            .map_err(|error| error.registry(domain))?
+            .into_iter()
+            .map(|endpoint| {
+                let via = self.ways.to(&endpoint.authority(), domain);
+                endpoint.via(via)
+            })
+            .collect();
         for endpoint in &endpoints {
             let able = endpoint.capabilities();
             tracing::debug!(

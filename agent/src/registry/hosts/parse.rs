@@ -9,20 +9,15 @@ use reqwest::{
     Url,
     header::{HeaderMap, HeaderName, HeaderValue},
 };
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
+use toml::de::DeValue;
 
-use crate::registry::{
-    endpoint::{API_ROOT, Capabilities},
-    said::printable,
+use crate::{
+    registry::endpoint::{API_ROOT, Capabilities},
+    table::{Fault, Node, Reader, Value, document, duration, shown},
 };
 
 /// More servers than anybody lists; each costs at least a request where all fail.
 const MAX_HOSTS: usize = 64;
-/// How much of a key is shown.
-const MAX_SHOWN: usize = 120;
 /// Headers that belong to the connection or to the content; ours alone.
 const OWN_HEADERS: [&str; 9] = [
     "host",
@@ -35,16 +30,6 @@ const OWN_HEADERS: [&str; 9] = [
     "accept-encoding",
     "expect",
 ];
-
-/// What cannot be understood, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::registry) struct Fault {
-    /// From 1.
-    pub(in crate::registry) line: usize,
-    /// The key, dotted, as far as it is known.
-    pub(in crate::registry) key: Option<String>,
-    pub(in crate::registry) what: String,
-}
 
 /// A file as it was understood.
 #[derive(Debug, Default)]
@@ -83,19 +68,9 @@ pub(super) struct Config {
 
 /// Reads the text.
 pub(in crate::registry) fn parse(text: &str) -> Result<HostsFile, Fault> {
-    let table = DeTable::parse(text).map_err(|error| Fault {
-        line: line(text, error.span().map_or(0, |span| span.start)),
-        key: None,
-        what: error.message().trim().replace('\n', ", "),
-    })?;
-    let mut reader = Reader {
-        text,
-        ignored: Vec::new(),
-    };
-    let root = Node {
-        path: String::new(),
-        table: table.get_ref(),
-    };
+    let table = document(text)?;
+    let mut reader = Reader::new(text);
+    let root = Node::root(&table);
     let own = reader.config(&root, &["server", "host"])?;
     let server = match root.get("server") {
         Some((key, value)) => {
@@ -126,112 +101,11 @@ pub(in crate::registry) fn parse(text: &str) -> Result<HostsFile, Fault> {
         server,
         own,
         hosts,
-        ignored: reader.ignored,
+        ignored: reader.into_ignored(),
     })
 }
 
-type Value<'i> = Spanned<DeValue<'i>>;
-
-/// A table and its name.
-struct Node<'a, 'i> {
-    path: String,
-    table: &'a DeTable<'i>,
-}
-
-impl<'a, 'i> Node<'a, 'i> {
-    /// The value, and the whole name of its key.
-    fn get(&self, key: &str) -> Option<(String, &'a Value<'i>)> {
-        Some((self.name(key), self.table.get(key)?))
-    }
-
-    fn name(&self, key: &str) -> String {
-        if self.path.is_empty() {
-            shown(key)
-        } else {
-            format!("{}.{}", self.path, shown(key))
-        }
-    }
-
-    /// The entries as they stand in the file: containerd asks hosts in that order.
-    fn in_order(&self) -> Vec<(&'a str, Range<usize>, &'a Value<'i>)> {
-        let mut entries: Vec<_> = self
-            .table
-            .iter()
-            .map(|(key, value)| (key.get_ref().as_ref(), key.span(), value))
-            .collect();
-        // A table may be named by one of its own before it has a head of its own.
-        entries.sort_by_key(|(_, span, value)| {
-            let inner = match value.get_ref() {
-                DeValue::Table(table) => table.keys().map(|key| key.span().start).min(),
-                _ => None,
-            };
-            inner.unwrap_or(span.start).min(span.start)
-        });
-        entries
-    }
-}
-
-struct Reader<'t> {
-    text: &'t str,
-    ignored: Vec<String>,
-}
-
 impl Reader<'_> {
-    fn fault(&self, key: &str, at: &Range<usize>, what: impl Into<String>) -> Fault {
-        Fault {
-            line: line(self.text, at.start),
-            key: (!key.is_empty()).then(|| key.to_owned()),
-            what: what.into(),
-        }
-    }
-
-    fn wanted(&self, key: &str, value: &Value<'_>, wanted: &str) -> Fault {
-        let found = value.get_ref().type_str();
-        self.fault(
-            key,
-            &value.span(),
-            format!("{wanted} is wanted here, not a TOML {found}"),
-        )
-    }
-
-    fn ignore(&mut self, key: &str, at: &Range<usize>, why: &str) {
-        let line = line(self.text, at.start);
-        self.ignored.push(format!("line {line}: {key}: {why}"));
-    }
-
-    fn string<'v>(&self, key: &str, value: &'v Value<'_>) -> Result<&'v str, Fault> {
-        match value.get_ref() {
-            DeValue::String(text) => Ok(text.as_ref()),
-            _ => Err(self.wanted(key, value, "a string")),
-        }
-    }
-
-    fn boolean(&self, key: &str, value: &Value<'_>) -> Result<bool, Fault> {
-        match value.get_ref() {
-            DeValue::Boolean(yes) => Ok(*yes),
-            _ => Err(self.wanted(key, value, "true or false")),
-        }
-    }
-
-    fn table<'a, 'i>(&self, key: &str, value: &'a Value<'i>) -> Result<Node<'a, 'i>, Fault> {
-        match value.get_ref() {
-            DeValue::Table(table) => Ok(Node {
-                path: key.to_owned(),
-                table,
-            }),
-            _ => Err(self.wanted(key, value, "a table")),
-        }
-    }
-
-    /// A string, or several in a list.
-    fn strings<'v>(&self, key: &str, value: &'v Value<'_>) -> Result<Vec<&'v str>, Fault> {
-        match value.get_ref() {
-            DeValue::String(text) => Ok(vec![text.as_ref()]),
-            DeValue::Array(list) => list.iter().map(|item| self.string(key, item)).collect(),
-            _ => Err(self.wanted(key, value, "a string or a list of strings")),
-        }
-    }
-
     /// The settings in a table. Keys that nobody knows do not count, and are told:
     /// they may be a later containerd's.
     fn config(&mut self, node: &Node<'_, '_>, besides: &[&str]) -> Result<Config, Fault> {
@@ -408,54 +282,4 @@ impl Reader<'_> {
         base.set_fragment(None);
         Ok(Address { base, prefix })
     }
-}
-
-/// The line of a byte, from 1.
-fn line(text: &str, at: usize) -> usize {
-    let before = text.as_bytes().iter().take(at);
-    1 + before.filter(|byte| **byte == b'\n').count()
-}
-
-fn shown(text: &str) -> String {
-    // An address may hold a password before its `@`.
-    let text = match (text.split_once("://"), text.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
-        (None, Some((_, host))) => format!("…@{host}"),
-        (_, None) => text.to_owned(),
-    };
-    printable(&text, MAX_SHOWN)
-}
-
-/// A duration as Go writes it: `300ms`, `1.5s`, `1m30s`; not a negative one.
-fn duration(text: &str) -> Option<Duration> {
-    const LONGEST: f64 = 86400.0;
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    let mut seconds = 0.0_f64;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, tail) = rest.split_at(end);
-        let number: f64 = number.parse().ok()?;
-        let end = tail
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(end);
-        let scale = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        seconds += number * scale;
-        rest = tail;
-    }
-    Duration::try_from_secs_f64(seconds.min(LONGEST)).ok()
 }

@@ -1,7 +1,8 @@
 use std::{fs, time::Duration};
 
-use super::{parse::Fault, *};
+use super::*;
 use crate::registry::endpoint::Route;
+use crate::table::Fault;
 
 const CA: &str = include_str!("../testdata/good.pem");
 const KEY: &str = include_str!("../testdata/key.pem");
@@ -17,6 +18,7 @@ fn hosts(root: &Path) -> Hosts {
     Hosts {
         roots: vec![root.to_owned()],
         plain_http: false,
+        ways: Ways::default(),
     }
 }
 
@@ -59,6 +61,7 @@ fn without_a_tree_schemes_and_hosts_follow_containerd() {
         let hosts = Hosts {
             roots: vec!["/no/such/folder".into()],
             plain_http,
+            ways: Ways::default(),
         };
         let found = hosts
             .endpoints(domain, &Notices::default())
@@ -233,6 +236,7 @@ fn folders_are_found_as_containerd_finds_them() {
     let hosts = Hosts {
         roots: vec![dir.path().into(), other.path().into()],
         plain_http: false,
+        ways: Ways::default(),
     };
     let server = |domain: &str| {
         let found = hosts.endpoints(domain, &Notices::default()).expect("read");
