@@ -6,7 +6,7 @@
 
 use edgepull_tests::containerd::{Containerd, Version};
 use edgepull_tests::edgepull::Edgepull;
-use edgepull_tests::faulty::{Auth, Faulty};
+use edgepull_tests::faulty::{Auth, Faulty, Kind};
 use edgepull_tests::image;
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::scene::{NAMESPACE, Scene};
@@ -50,6 +50,35 @@ fn a_digest_that_is_here_needs_no_content(version: Version) {
         "{}",
         scene.registry.transcript()
     );
+}
+
+/// One HEAD for each of a hundred images in one call; the registry wants tokens, and after the
+/// first image everybody knows that.
+#[test]
+fn a_hundred_images_cost_a_hundred_heads() {
+    const IMAGES: usize = 100;
+    let daemon = Containerd::start(Version::V1_7);
+    let registry = Faulty::start_with(image::hello(), Auth::Bearer(None), []);
+    let references: Vec<String> = (0..IMAGES)
+        .map(|n| registry.reference(&format!("lab/app{n}"), "latest"))
+        .collect();
+    let pull = || {
+        let call = Edgepull::new(["pull"]).json().on(&daemon, NAMESPACE);
+        call.args(&references).run().exits(0).elements()
+    };
+    assert_eq!(pull().len(), IMAGES);
+    registry.forget();
+    let reports = pull();
+    assert_eq!(reports.len(), IMAGES);
+    reports.iter().for_each(is_warm);
+    let asked = registry.requests();
+    let content: Vec<_> = asked.iter().filter(|request| !request.is_auth()).collect();
+    assert!(content.iter().all(|request| request.method == "HEAD"));
+    assert_eq!(content.len(), IMAGES, "{}", registry.transcript());
+    let tokens = registry.count("GET", &Kind::Token);
+    assert!(tokens <= IMAGES, "{tokens} tokens");
+    let challenges = asked.iter().filter(|request| request.status == 401).count();
+    assert!(challenges <= 1, "{challenges} were asked without a token");
 }
 
 fn what_ctr_pulled_is_ours(version: Version) {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::{
     challenge::{self, Bearer, Challenge},
     credentials::{Credentials, Found},
+    demands::{Demands, MAX_REMEMBERED},
     docker_config::Login,
     endpoint::{Endpoint, Route},
     notices::Notices,
@@ -29,8 +30,6 @@ use crate::{
     oci::Repository,
 };
 
-/// Repositories remembered; beyond it everything is forgotten and asked for anew.
-const MAX_REMEMBERED: usize = 1024;
 /// Basic credentials are looked up again after this, as files and helpers change.
 const BASIC_LIFETIME: Duration = Duration::from_secs(10 * 60);
 /// Each layer of a private image would ask again whether it is public.
@@ -116,14 +115,6 @@ struct Grant {
     until: Instant,
 }
 
-/// What a server demanded for a repository.
-#[derive(Clone)]
-struct Known {
-    challenge: Challenge,
-    /// The stored credentials were refused, and nobody's were accepted.
-    anonymous: bool,
-}
-
 #[derive(PartialEq, Eq, Hash, Clone)]
 struct GrantKey {
     /// Mirrors may name the same realm; what one may present is not the other's.
@@ -149,7 +140,7 @@ type Slot = Arc<tokio::sync::Mutex<Kept>>;
 pub(super) struct Auth {
     credentials: Credentials,
     notices: Notices,
-    known: Mutex<HashMap<(String, Arc<str>), Known>>,
+    demands: Demands,
     /// A slot is locked while its grant is being fetched, so that ten blobs that start
     /// together cost one token.
     slots: Mutex<HashMap<GrantKey, Slot>>,
@@ -185,7 +176,7 @@ impl Auth {
         Self {
             credentials,
             notices,
-            known: Mutex::default(),
+            demands: Demands::default(),
             slots: Mutex::default(),
         }
     }
@@ -226,7 +217,7 @@ impl Auth {
                     && let Some(source) = &round.refused
                 {
                     self.notices.say(format!("{} refused the credentials from {source} and accepted an anonymous request; renew or remove them", subject.domain));
-                    self.remember_anonymous(subject);
+                    self.demands.anonymous_helped(subject);
                 }
                 return Ok((answer, who));
             }
@@ -266,8 +257,8 @@ impl Auth {
         round: &mut Round,
         budget: &mut Budget,
     ) -> Result<Option<Access>> {
-        let Some(known) = self.known(subject) else {
-            return Ok(None);
+        let Some(known) = self.demands.of(subject) else {
+            return Ok(self.guess(transport, subject, budget).await);
         };
         round.anonymous = known.anonymous;
         match self
@@ -285,6 +276,28 @@ impl Auth {
             Err(refused) if refused.error.kind() == Kind::Unauthorized => Ok(None),
             Err(refused) => Err(refused.error),
         }
+    }
+
+    /// What the server wanted for its other repositories. Where that does not help, its
+    /// answer to an anonymous request says what does.
+    async fn guess(
+        &self,
+        transport: &Transport,
+        subject: &Subject,
+        budget: &mut Budget,
+    ) -> Option<Access> {
+        // What a mirror calls the repository only its own challenge tells.
+        if subject.is_mirror {
+            return None;
+        }
+        let challenge = self.demands.usual(&subject.origin)?;
+        let grant = self.grant(transport, subject, &challenge, false, None, budget);
+        let access = grant.await.ok()??;
+        // Not made for what this repository demands: another one may still help.
+        Some(Access {
+            fresh: false,
+            ..access
+        })
     }
 
     /// What to present after a 401 or 403.
@@ -305,11 +318,11 @@ impl Auth {
             let Some(challenge) = &challenge else {
                 return Ok(Step::GiveUp);
             };
-            self.remember(subject, challenge, round.anonymous);
+            self.demands.remember(subject, challenge, round.anonymous);
         } else if used.as_ref().is_some_and(|used| !used.fresh) {
             // Some registries with Basic say 403 of a login that has expired. It is looked up
             // again, which costs no request; a token would cost one for each denial.
-            let known = self.known(subject).map(|known| known.challenge);
+            let known = self.demands.of(subject).map(|known| known.challenge);
             challenge = challenge
                 .or(known)
                 .filter(|challenge| matches!(challenge, Challenge::Basic));
@@ -348,7 +361,7 @@ impl Auth {
         round.anonymous = true;
         round.asked = true;
         round.refused = Some(source);
-        match challenge.or_else(|| self.known(subject).map(|known| known.challenge)) {
+        match challenge.or_else(|| self.demands.of(subject).map(|known| known.challenge)) {
             Some(challenge @ Challenge::Bearer(_)) => {
                 self.obtain(transport, subject, &challenge, None, round, budget)
                     .await
@@ -517,35 +530,6 @@ impl Auth {
                 let header = token::header(&format!("Bearer {}", token.secret.reveal()))?;
                 Ok(Some((header, token.lifetime)))
             }
-        }
-    }
-
-    fn known(&self, subject: &Subject) -> Option<Known> {
-        let key = (subject.origin.clone(), subject.path.clone());
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&key).cloned()
-    }
-
-    fn remember(&self, subject: &Subject, challenge: &Challenge, anonymous: bool) {
-        let key = (subject.origin.clone(), subject.path.clone());
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_REMEMBERED {
-            known.clear();
-        }
-        known.insert(
-            key,
-            Known {
-                challenge: challenge.clone(),
-                anonymous,
-            },
-        );
-    }
-
-    fn remember_anonymous(&self, subject: &Subject) {
-        let key = (subject.origin.clone(), subject.path.clone());
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get_mut(&key) {
-            known.anonymous = true;
         }
     }
 

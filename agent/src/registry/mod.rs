@@ -17,6 +17,7 @@ mod challenge;
 mod client;
 mod clients;
 mod credentials;
+mod demands;
 mod docker_config;
 mod endpoint;
 mod failure;

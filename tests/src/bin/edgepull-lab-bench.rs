@@ -20,6 +20,7 @@ const NAMESPACE: &str = "bench";
 const ROUNDS: usize = 3;
 const LAYERS: u64 = 4;
 const LAYER: u64 = 24 << 20;
+const IMAGES: usize = 100;
 
 fn main() {
     let registry = Registry::start();
@@ -46,6 +47,51 @@ fn main() {
             for pull in order {
                 pull(version, &reference);
             }
+        }
+    }
+    freshness();
+}
+
+/// Images that are all here, asked for once more: what a device does most of its life.
+fn freshness() {
+    let registry = Registry::start();
+    let layout = image::hello();
+    let references: Vec<String> = (0..IMAGES)
+        .map(|n| {
+            let repository = format!("bench/app{n}");
+            layout.push(&registry, "latest", &repository, "latest");
+            registry.reference(&repository, "latest")
+        })
+        .collect();
+    println!(
+        "\n{IMAGES} images that are present, checked for freshness\n{:<12} {:<38} {:>9} {:>9}",
+        "containerd", "client", "ms", "requests"
+    );
+    for version in [Version::V1_6, Version::V1_7, Version::V2] {
+        let daemon = Containerd::start(version);
+        let ours = || {
+            let call = Edgepull::new(["pull"]).json().on(&daemon, NAMESPACE);
+            call.args(&references).run().exits(0).elements()
+        };
+        let theirs = || {
+            for reference in &references {
+                daemon.pull(NAMESPACE, reference).ok();
+            }
+        };
+        ours();
+        for (client, pull) in [
+            ("edgepull, one call", &(|| drop(ours())) as &dyn Fn()),
+            ("ctr, one call for each", &theirs),
+        ] {
+            let before = registry.requests().len();
+            let started = Instant::now();
+            pull();
+            println!(
+                "{:<12} {client:<38} {:>9} {:>9}",
+                version.exact(),
+                started.elapsed().as_millis(),
+                registry.requests().len() - before
+            );
         }
     }
 }
