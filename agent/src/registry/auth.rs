@@ -153,6 +153,8 @@ pub(super) struct Auth {
     reason = "each is one way that is tried once, in any order"
 )]
 struct Round {
+    /// What is presented is what other repositories of the server wanted.
+    guessed: bool,
     asked: bool,
     renewed: bool,
     fresh_redirect: bool,
@@ -258,7 +260,9 @@ impl Auth {
         budget: &mut Budget,
     ) -> Result<Option<Access>> {
         let Some(known) = self.demands.of(subject) else {
-            return Ok(self.guess(transport, subject, budget).await);
+            let guess = self.guess(transport, subject, budget).await;
+            round.guessed = guess.is_some();
+            return Ok(guess);
         };
         round.anonymous = known.anonymous;
         match self
@@ -292,12 +296,7 @@ impl Auth {
         }
         let challenge = self.demands.usual(&subject.origin)?;
         let grant = self.grant(transport, subject, &challenge, false, None, budget);
-        let access = grant.await.ok()??;
-        // Not made for what this repository demands: another one may still help.
-        Some(Access {
-            fresh: false,
-            ..access
-        })
+        grant.await.ok()?
     }
 
     /// What to present after a 401 or 403.
@@ -310,6 +309,10 @@ impl Auth {
         round: &mut Round,
         budget: &mut Budget,
     ) -> Result<Step> {
+        if std::mem::take(&mut round.guessed) {
+            // As if nothing were known: this repository may be public, or in another way.
+            return Ok(Step::Again(None));
+        }
         let lines = answer.headers().get_all(WWW_AUTHENTICATE);
         let challenges = challenge::parse(lines.iter().filter_map(|line| line.to_str().ok()));
         let mut challenge = challenges.into_iter().next();

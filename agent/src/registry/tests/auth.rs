@@ -59,6 +59,59 @@ async fn a_token_is_fetched_once_and_used_for_everything() {
     assert_eq!(server.seen()[1].authorization(), "");
 }
 
+/// The second repository of a server is asked in the way of the first; where that is refused,
+/// its own challenge counts, and a public one needs no token at all.
+#[tokio::test]
+async fn other_repositories_are_asked_in_the_usual_way_first() {
+    let server = TestServer::start(|request| {
+        let host = request.header("host").expect("sent");
+        let realm = |path: &str| {
+            let value = format!(r#"Bearer realm="http://{host}{path}",service="reg""#);
+            Reply::new(401).with("www-authenticate", value)
+        };
+        let auth = request.authorization();
+        let path = &request.path;
+        if path.starts_with("/token") {
+            return if path.contains("public") {
+                Reply::new(403)
+            } else {
+                Reply::new(200).body(r#"{"token":"usual"}"#)
+            };
+        }
+        if path.starts_with("/special") {
+            return Reply::new(200).body(r#"{"token":"special"}"#);
+        }
+        let (wanted, where_) = match path {
+            path if path.contains("/lib/special/") => ("Bearer special", "/special"),
+            path if path.contains("/lib/public") => ("", "/token"),
+            _ => ("Bearer usual", "/token"),
+        };
+        if auth == wanted {
+            manifest()
+        } else {
+            realm(where_)
+        }
+    })
+    .await;
+    let client = client(quick());
+    let get = async |name: &str| {
+        let before = (client.requests(), client.auth_requests());
+        let reference = format!("{}/lib/{name}:1", server.authority());
+        let reference = Reference::parse(&reference).expect("a reference");
+        let got = client.repository(&reference).get().await;
+        got.expect("fetched");
+        (
+            client.requests() - before.0,
+            client.auth_requests() - before.1,
+        )
+    };
+    assert_eq!(get("first").await, (2, 1), "refused first");
+    assert_eq!(get("second").await, (1, 1), "a token of its own at once");
+    assert_eq!(get("public").await, (1, 1), "no token is no end");
+    assert_eq!(get("special").await, (3, 2), "its own challenge counts");
+    assert_eq!(get("public-too").await, (2, 1), "nor is the wrong one");
+}
+
 #[tokio::test]
 async fn requests_that_start_together_share_one_token() {
     let server = bearer(
