@@ -44,6 +44,7 @@ test: deps dist
 	$(CARGO) test --workspace --exclude edgepull-tests
 	$(CARGO) test -p edgepull --test containerd -- --ignored --test-threads=1
 	$(CARGO) test -p edgepull-tests
+	$(CARGO) test -p edgepull-tests --test resume -- --ignored
 
 lint: $(TOOLS)/bin/cargo-deny
 	$(CARGO) fmt --all -- --check
