@@ -105,7 +105,7 @@ pub fn greeting() -> String {
     format!("hello from {}\n", host().arch)
 }
 
-/// The labels of an image record that are edgepull's own (CONTRACT.md), taken away for
+/// The labels of an image record that are edgepull's own, taken away for
 /// comparisons with other clients.
 pub fn without_own_labels(labels: &[(String, String)]) -> Vec<(String, String)> {
     let mut others = labels.to_vec();

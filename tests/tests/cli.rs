@@ -112,7 +112,7 @@ fn completions_and_the_manual_come_from_the_program() {
     assert!(edgepull(&["man"]).exits(0).text().contains(".TH"));
 }
 
-/// CONTRACT.md: `error:` one line, `caused by:` lines, then `wanted:`, `offered:`, `hint:`.
+/// `error:` one line, `caused by:` lines, then `wanted:`, `offered:`, `hint:`.
 #[test]
 fn a_missing_platform_is_told_in_full() {
     let scene = Scene::new(Version::V1_7, image::only_s390x());

@@ -1,4 +1,4 @@
-//! `detect`: the truth about this host, in the shape CONTRACT.md promises.
+//! `detect`: the truth about this host, in the shape that is promised.
 #![allow(
     clippy::unwrap_used,
     reason = "a test: a panic with a position is the failure report"

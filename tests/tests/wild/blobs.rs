@@ -1,4 +1,4 @@
-//! Blobs: redirects, signed addresses, ranges, resuming. Registries.md section 4.
+//! Blobs: redirects, signed addresses, ranges, resuming.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,7 +71,7 @@ fn redirects() -> Vec<Row> {
     vec![
         stored(
             "storage that refuses Authorization",
-            "§4 redirect to storage; §1 ECR, ACR",
+            "blobs: redirect to storage; public registries: ECR, ACR",
             Signed::default(),
             |_| vec![],
         )
@@ -84,7 +84,7 @@ fn redirects() -> Vec<Row> {
         }),
         stored(
             "a signed address that is dead at half",
-            "§9 signed URL dead at half",
+            "faults: signed URL dead at half",
             Signed {
                 bytes: Some(500_000),
                 ..Signed::default()
@@ -94,7 +94,7 @@ fn redirects() -> Vec<Row> {
         .asks_within([2..=2, 1..=1, 12..=13, 1..=1]),
         stored(
             "a signed address that is dead on arrival",
-            "§1 Quay: stale in a cache",
+            "public registries: Quay: stale in a cache",
             Signed {
                 stale: 1,
                 ..Signed::default()
@@ -104,7 +104,7 @@ fn redirects() -> Vec<Row> {
         .asks(2, 1, 10, 1),
         stored(
             "signed addresses that are always dead",
-            "§5 403: once through the registry",
+            "status codes: 403: once through the registry",
             Signed {
                 stale: 1000,
                 ..Signed::default()
@@ -117,7 +117,7 @@ fn redirects() -> Vec<Row> {
         .asks_within([2..=2, 1..=1, 4..=4, 1..=1]),
         stored(
             "a cut behind the redirect",
-            "§4 signed URL: new GET to the registry",
+            "blobs: signed URL: new GET to the registry",
             Signed {
                 requests: Some(1),
                 ..Signed::default()
@@ -127,7 +127,7 @@ fn redirects() -> Vec<Row> {
         .asks(2, 1, 10, 1),
         row(
             "storage that nobody runs",
-            "§4 redirect target behind a firewall",
+            "blobs: redirect target behind a firewall",
             |w| {
                 let to = format!("http://localhost:{}", free_port());
                 let rule = Rule::on(Kind::Blob, Action::Redirect(to));
@@ -138,7 +138,7 @@ fn redirects() -> Vec<Row> {
         .left(Left::Nothing)
         .says(&["localhost", "redirected"])
         .asks_within([1..=1, 1..=1, 1..=2, 0..=0]),
-        row("storage that is busy", "§5 503", |w| {
+        row("storage that is busy", "status codes: 503", |w| {
             let busy = Rule::on(Kind::Blob, Action::status(503)).times(1);
             let storage = Faulty::start(Arc::clone(&w.hello), [busy]);
             let to = format!("http://{}", elsewhere(&storage));
@@ -151,7 +151,7 @@ fn redirects() -> Vec<Row> {
         .asks(1, 1, 10, 0),
         row(
             "a redirect within the registry keeps the login",
-            "§3 301: auth on the same origin",
+            "manifests: 301: auth on the same origin",
             |w| {
                 let moved = Action::Location(308, |r| r.path.replace("/lab/app/", "/moved/app/"));
                 let rule = Rule::on(Kind::Blob, moved).when(|r| r.path.contains("/lab/app/"));
@@ -160,7 +160,7 @@ fn redirects() -> Vec<Row> {
             },
         )
         .asks(2, 1, 8, 0),
-        faulty("a redirect to another scheme", "§5 3xx", |_| {
+        faulty("a redirect to another scheme", "status codes: 3xx", |_| {
             let odd = Action::Location(307, |_| "ftp://localhost/x".to_owned());
             vec![Rule::on(Kind::Manifest, odd)]
         })
@@ -174,38 +174,42 @@ fn cuts() -> Vec<Row> {
     vec![
         faulty(
             "a short body with FIN",
-            "§4 closed cleanly, body short",
+            "blobs: closed cleanly, body short",
             |w| vec![layer(w, Action::Truncate(700_000), 1)],
         )
         .asks(1, 1, 5, 0),
         faulty(
             "a short body with FIN, into a layout",
-            "§4 closed cleanly, body short",
+            "blobs: closed cleanly, body short",
             |w| vec![layer(w, Action::Truncate(700_000), 1)],
         )
         .in_layout()
         .asks_within([1..=1, 1..=1, 5..=6, 0..=0])
         // The config, see "nothing wrong, into a layout".
         .twice(412),
-        faulty("RST at 99 %", "§9 RST at 99 %", |w| {
+        faulty("RST at 99 %", "faults: RST at 99 %", |w| {
             vec![layer(w, Action::Reset(w.layer_size() * 99 / 100), 1)]
         })
         .asks(1, 1, 5, 0)
         .twice(1 << 16),
-        faulty("RST five times", "§4 progress goes on", |w| {
+        faulty("RST five times", "blobs: progress goes on", |w| {
             vec![layer(w, Action::Reset(200_000), 5)]
         })
         .asks(1, 1, 9, 0)
         .twice(5 << 16),
-        faulty("RST in two layers before a byte", "§5 burst", |w| {
-            let config = w.hello.parts(&w.manifest()).remove(0);
-            vec![
-                Rule::on(Kind::Blob, Action::Delay(Duration::ZERO)).what(&config),
-                Rule::on(Kind::Blob, Action::Reset(0)).times(2),
-            ]
-        })
+        faulty(
+            "RST in two layers before a byte",
+            "status codes: burst",
+            |w| {
+                let config = w.hello.parts(&w.manifest()).remove(0);
+                vec![
+                    Rule::on(Kind::Blob, Action::Delay(Duration::ZERO)).what(&config),
+                    Rule::on(Kind::Blob, Action::Reset(0)).times(2),
+                ]
+            },
+        )
         .asks(1, 1, 6, 0),
-        faulty("a config that is cut once", "§4 short body", |w| {
+        faulty("a config that is cut once", "blobs: short body", |w| {
             let config = w.hello.parts(&w.manifest()).remove(0);
             vec![
                 Rule::on(Kind::Blob, Action::Truncate(100))
@@ -216,18 +220,20 @@ fn cuts() -> Vec<Row> {
         .asks(1, 1, 5, 0),
         lone(
             "a body that never begins",
-            "§4 three tries without a new byte",
+            "blobs: three tries without a new byte",
             |w| vec![layer_always(w, Action::Truncate(0))],
         )
         .fails("unavailable")
         .left(Left::Partial)
         .asks_within([1..=1, 1..=1, 4..=6, 0..=0])
         .heals(),
-        faulty("a close instead of an answer", "§1 Quay", |w| {
-            vec![layer(w, Action::Close, 1)]
-        })
+        faulty(
+            "a close instead of an answer",
+            "public registries: Quay",
+            |w| vec![layer(w, Action::Close, 1)],
+        )
         .asks(1, 1, 5, 0),
-        faulty("a close instead of every answer", "§5", |_| {
+        faulty("a close instead of every answer", "status codes", |_| {
             vec![Rule::always(Action::Close)]
         })
         .fails("unavailable")
@@ -235,33 +241,37 @@ fn cuts() -> Vec<Row> {
         .heals(),
         faulty(
             "every connection closed after its answer",
-            "§2 Nexus: closes when idle",
+            "self-hosted: Nexus: closes when idle",
             |_| vec![Rule::always(Action::CloseAfter)],
         )
         .asks_within([1..=1, 1..=2, 4..=6, 0..=0]),
-        faulty("a slow drip", "§1 nixery: slow", |w| {
+        faulty("a slow drip", "public registries: nixery: slow", |w| {
             vec![layer_always(
                 w,
                 Action::Slow(1 << 16, Duration::from_millis(100)),
             )]
         }),
-        faulty("a slow first byte", "§2 zot: minutes; §1 nixery", |_| {
-            vec![Rule::on(
-                Kind::Manifest,
-                Action::Delay(Duration::from_secs(4)),
-            )]
-        })
+        faulty(
+            "a slow first byte",
+            "self-hosted: zot: minutes; public registries: nixery",
+            |_| {
+                vec![Rule::on(
+                    Kind::Manifest,
+                    Action::Delay(Duration::from_secs(4)),
+                )]
+            },
+        )
         .slow(),
         faulty(
             "a stall in mid-layer",
-            "§9 stall; §4 stalls without closing",
+            "faults: stall; blobs: stalls without closing",
             |w| vec![layer(w, Action::Stall(600_000), 1)],
         )
         .slow()
         .asks(1, 1, 5, 0),
         row(
             "resets at random before docker-registry",
-            "§4 resume",
+            "blobs: resume",
             |w| {
                 let proxy =
                     FaultProxy::start(w.registry().host(), 7, Fault::Reset(60_000..400_000));
@@ -272,7 +282,7 @@ fn cuts() -> Vec<Row> {
         .twice(12_000),
         row(
             "closes at random before docker-registry",
-            "§4 resume",
+            "blobs: resume",
             |w| {
                 let proxy = FaultProxy::start(w.registry().host(), 11, Fault::Cut(60_000..400_000));
                 Stage::at(proxy.host(), &w.hello).watch(proxy)
@@ -280,15 +290,23 @@ fn cuts() -> Vec<Row> {
         )
         .asks_within([1..=1, 1..=1, 6..=14, 0..=0])
         .twice(12_000),
-        row("docker-registry comes late", "§1 Quay", |w| {
-            let late = Fault::Delay(Duration::from_millis(800));
-            let proxy = FaultProxy::start(w.registry().host(), 1, late);
-            Stage::at(proxy.host(), &w.hello).watch(proxy)
-        }),
-        row("docker-registry refuses two connections", "§1 Quay", |w| {
-            let proxy = FaultProxy::start(w.registry().host(), 1, Fault::Refuse).times(2);
-            Stage::at(proxy.host(), &w.hello).watch(proxy)
-        }),
+        row(
+            "docker-registry comes late",
+            "public registries: Quay",
+            |w| {
+                let late = Fault::Delay(Duration::from_millis(800));
+                let proxy = FaultProxy::start(w.registry().host(), 1, late);
+                Stage::at(proxy.host(), &w.hello).watch(proxy)
+            },
+        ),
+        row(
+            "docker-registry refuses two connections",
+            "public registries: Quay",
+            |w| {
+                let proxy = FaultProxy::start(w.registry().host(), 1, Fault::Refuse).times(2);
+                Stage::at(proxy.host(), &w.hello).watch(proxy)
+            },
+        ),
     ]
 }
 
@@ -297,14 +315,14 @@ fn ranges() -> Vec<Row> {
     vec![
         faulty(
             "a range that is ignored",
-            "§4 range ignored: 200",
+            "blobs: range ignored: 200",
             move |w| vec![half(w), layer_always(w, Action::IgnoreRange)],
         )
         .asks(1, 1, 5, 0)
         .twice(600_000),
         lone(
             "ranges ignored, every body cut",
-            "§4 repeated 200: quadratic",
+            "blobs: repeated 200: quadratic",
             |w| {
                 // Whatever is asked for, the first half of the blob comes, as if it were all of it.
                 let half = w.hello.read(&w.layer()).len() / 2;
@@ -321,7 +339,7 @@ fn ranges() -> Vec<Row> {
         .left(Left::Partial)
         .asks_within([1..=1, 1..=1, 2..=5, 0..=0])
         .twice(2 << 20),
-        faulty("an open range is refused", "§4 open range 416", |w| {
+        faulty("an open range is refused", "blobs: open range 416", |w| {
             vec![
                 layer(w, Action::Truncate(500_000), 1),
                 layer_always(w, Action::RefuseOpenRange),
@@ -330,7 +348,7 @@ fn ranges() -> Vec<Row> {
         .asks(1, 1, 5, 0),
         faulty(
             "every range is refused",
-            "§4 416: truncate and restart",
+            "blobs: 416: truncate and restart",
             |w| {
                 vec![
                     layer(w, Action::Truncate(500_000), 1),
@@ -342,7 +360,7 @@ fn ranges() -> Vec<Row> {
         .twice(500_000),
         faulty(
             "a 206 that is shifted by one and says so",
-            "§9 206 shifted by one",
+            "faults: 206 shifted by one",
             |w| {
                 vec![
                     layer(w, Action::Truncate(500_000), 1),
@@ -354,7 +372,7 @@ fn ranges() -> Vec<Row> {
         .twice(1_200_000),
         faulty(
             "a 206 that is shifted by one in secret",
-            "§4 206 for another range",
+            "blobs: 206 for another range",
             |w| {
                 vec![
                     layer(w, Action::Truncate(500_000), 1),
@@ -364,17 +382,21 @@ fn ranges() -> Vec<Row> {
         )
         .asks_within([1..=1, 1..=1, 7..=7, 0..=0])
         .twice(1_200_000),
-        faulty("a 206 with another total", "§4 Content-Range total", |w| {
-            vec![
-                layer(w, Action::Truncate(500_000), 1),
-                layer(w, Action::WrongTotal, 1),
-            ]
-        })
+        faulty(
+            "a 206 with another total",
+            "blobs: Content-Range total",
+            |w| {
+                vec![
+                    layer(w, Action::Truncate(500_000), 1),
+                    layer(w, Action::WrongTotal, 1),
+                ]
+            },
+        )
         .asks_within([1..=1, 1..=1, 6..=6, 0..=0])
         .twice(1_200_000),
         faulty(
             "a 206 without Content-Range",
-            "§4 require Content-Range",
+            "blobs: require Content-Range",
             |w| {
                 let bare = Action::Answer(206, Vec::new(), vec![0; 1000]);
                 vec![layer(w, Action::Truncate(500_000), 1), layer(w, bare, 1)]
@@ -387,7 +409,7 @@ fn ranges() -> Vec<Row> {
 
 fn wrong_bytes() -> Vec<Row> {
     vec![
-        lone("one bit flipped, always", "§9 one bit flipped", |w| {
+        lone("one bit flipped, always", "faults: one bit flipped", |w| {
             vec![layer_always(w, Action::FlipBit(5000))]
         })
         .fails("invalid_content")
@@ -397,7 +419,7 @@ fn wrong_bytes() -> Vec<Row> {
         .heals(),
         lone(
             "one bit flipped, always, into a layout",
-            "§9 one bit flipped",
+            "faults: one bit flipped",
             |w| vec![layer_always(w, Action::FlipBit(5000))],
         )
         .in_layout()
@@ -408,7 +430,7 @@ fn wrong_bytes() -> Vec<Row> {
         .heals(),
         faulty(
             "one bit flipped after a resume",
-            "§4 digest wrong after a resume: once whole",
+            "blobs: digest wrong after a resume: once whole",
             |w| {
                 vec![
                     layer(w, Action::Truncate(500_000), 1),
@@ -418,28 +440,32 @@ fn wrong_bytes() -> Vec<Row> {
         )
         .asks_within([1..=1, 1..=1, 6..=6, 0..=0])
         .twice(1_200_000),
-        lone("one byte too many", "§9 one byte too many", |w| {
+        lone("one byte too many", "faults: one byte too many", |w| {
             vec![layer_always(w, Action::OneMore)]
         })
         .fails("invalid_content")
         .left(Left::Blobs)
         .asks(1, 1, 2, 0)
         .heals(),
-        lone("one byte too many, chunked", "§4 stop at size + 1", |w| {
-            let size = usize::try_from(w.layer_size()).unwrap();
-            let mut raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
-            raw.extend(format!("{:x}\r\n", size + 1).bytes());
-            raw.extend(w.hello.read(&w.layer()));
-            raw.extend(b"!\r\n0\r\n\r\n");
-            vec![layer_always(w, Action::Raw(raw))]
-        })
+        lone(
+            "one byte too many, chunked",
+            "blobs: stop at size + 1",
+            |w| {
+                let size = usize::try_from(w.layer_size()).unwrap();
+                let mut raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+                raw.extend(format!("{:x}\r\n", size + 1).bytes());
+                raw.extend(w.hello.read(&w.layer()));
+                raw.extend(b"!\r\n0\r\n\r\n");
+                vec![layer_always(w, Action::Raw(raw))]
+            },
+        )
         .fails("invalid_content")
         .left(Left::Blobs)
         .asks(1, 1, 2, 0)
         .heals(),
         lone(
             "a shorter blob than announced",
-            "§4 the descriptor counts",
+            "blobs: the descriptor counts",
             |w| {
                 vec![layer_always(
                     w,
@@ -451,17 +477,21 @@ fn wrong_bytes() -> Vec<Row> {
         .left(Left::Blobs)
         .asks(1, 1, 2, 0)
         .heals(),
-        lone("a layer that is a web page", "§5 200 with HTML", |w| {
-            let page = "<html><head><title>Guest network</title></head></html>";
-            vec![layer_always(w, Action::body("text/html", page))]
-        })
+        lone(
+            "a layer that is a web page",
+            "status codes: 200 with HTML",
+            |w| {
+                let page = "<html><head><title>Guest network</title></head></html>";
+                vec![layer_always(w, Action::body("text/html", page))]
+            },
+        )
         .fails("unavailable")
         .left(Left::Partial)
         .asks(1, 1, 2, 0)
         .heals(),
         lone(
             "a layer gzip-encoded once more",
-            "§1 redhat: gzip-encoded",
+            "public registries: redhat: gzip-encoded",
             |w| vec![layer_always(w, Action::Gzip)],
         )
         .fails("invalid_content")
@@ -469,7 +499,7 @@ fn wrong_bytes() -> Vec<Row> {
         .twice(1_200_000)
         .asks(1, 1, 2, 0)
         .heals(),
-        faulty("a config with a flipped bit", "§4", |w| {
+        faulty("a config with a flipped bit", "blobs", |w| {
             let config = w.hello.parts(&w.manifest()).remove(0);
             vec![Rule::on(Kind::Blob, Action::FlipBit(10)).what(&config)]
         })
@@ -481,10 +511,10 @@ fn wrong_bytes() -> Vec<Row> {
 
 fn shapes() -> Vec<Row> {
     vec![
-        faulty("chunked", "§9 chunked", |_| {
+        faulty("chunked", "faults: chunked", |_| {
             vec![Rule::always(Action::Chunked)]
         }),
-        faulty("chunked and cut", "§4 chunked; short body", |w| {
+        faulty("chunked and cut", "blobs: chunked; short body", |w| {
             let mut raw =
                 b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7a120\r\n".to_vec();
             raw.extend(&w.hello.read(&w.layer())[..500_000]);
@@ -493,35 +523,39 @@ fn shapes() -> Vec<Row> {
         .asks(1, 1, 5, 0),
         faulty(
             "neither length nor chunks",
-            "§1 Ollama: no Content-Length",
+            "public registries: Ollama: no Content-Length",
             |_| vec![Rule::on(Kind::Blob, Action::NoLength)],
         ),
-        row("the same layer twice", "§4 same blob wanted twice", |_| {
-            let layout = image::hello();
-            let manifest = layout.manifest("latest", &host());
-            let document: Value = serde_json::from_slice(&layout.read(&manifest)).unwrap();
-            let layers = document["layers"].as_array().unwrap();
-            let (first, diff) = (layers[0].clone(), 0);
-            // The config must list it twice, too.
-            let config = document["config"]["digest"].as_str().unwrap();
-            let mut config: Value = serde_json::from_slice(&layout.read(config)).unwrap();
-            let same = config["rootfs"]["diff_ids"][diff].clone();
-            config["rootfs"]["diff_ids"]
-                .as_array_mut()
-                .unwrap()
-                .push(same);
-            let config = layout.put_json(&config);
-            let mut document = document.clone();
-            document["layers"].as_array_mut().unwrap().push(first);
-            document["config"] = config.descriptor(media::CONFIG);
-            let blob = layout.put_json(&document);
-            layout.tag("latest", blob.descriptor(media::MANIFEST));
-            Stage::of(Faulty::start(layout, []))
-        })
+        row(
+            "the same layer twice",
+            "blobs: same blob wanted twice",
+            |_| {
+                let layout = image::hello();
+                let manifest = layout.manifest("latest", &host());
+                let document: Value = serde_json::from_slice(&layout.read(&manifest)).unwrap();
+                let layers = document["layers"].as_array().unwrap();
+                let (first, diff) = (layers[0].clone(), 0);
+                // The config must list it twice, too.
+                let config = document["config"]["digest"].as_str().unwrap();
+                let mut config: Value = serde_json::from_slice(&layout.read(config)).unwrap();
+                let same = config["rootfs"]["diff_ids"][diff].clone();
+                config["rootfs"]["diff_ids"]
+                    .as_array_mut()
+                    .unwrap()
+                    .push(same);
+                let config = layout.put_json(&config);
+                let mut document = document.clone();
+                document["layers"].as_array_mut().unwrap().push(first);
+                document["config"] = config.descriptor(media::CONFIG);
+                let blob = layout.put_json(&document);
+                layout.tag("latest", blob.descriptor(media::MANIFEST));
+                Stage::of(Faulty::start(layout, []))
+            },
+        )
         .asks(1, 0, 4, 0),
         row(
             "a foreign layer, at its own address",
-            "§4 foreign layer with urls",
+            "blobs: foreign layer with urls",
             |w| {
                 let publisher = Faulty::start(Arc::clone(&w.hello), []);
                 let digest = w.layer();
@@ -546,7 +580,7 @@ fn shapes() -> Vec<Row> {
                 .any(|r| there(&r.path) && r.authorized());
             holds(!leaked, "credentials went to the publisher")
         }),
-        lone("an absent layer", "§5 404", |w| {
+        lone("an absent layer", "status codes: 404", |w| {
             vec![layer_always(w, Action::status(404))]
         })
         .fails("not_found")

@@ -1,4 +1,4 @@
-//! Links as devices have them: slow, far, lossy, gone for a while. Registries.md section 9 and the
+//! Links as devices have them: slow, far, lossy, gone for a while; on the
 //! shaped links of `edgepull_tests::shaped`.
 
 use std::cell::RefCell;
@@ -40,7 +40,7 @@ pub(crate) fn rows() -> Vec<Row> {
     vec![
         plain(
             "two megabits",
-            "§0.8 own deadline",
+            "basics: own deadline",
             Shape {
                 rate: 2 * MBIT,
                 ..good
@@ -48,17 +48,17 @@ pub(crate) fn rows() -> Vec<Row> {
         ),
         plain(
             "a satellite",
-            "§0.8 own deadline",
+            "basics: own deadline",
             Shape { delay: 300, ..good },
         ),
         plain(
             "one packet in fifty lost",
-            "§0.8 own deadline",
+            "basics: own deadline",
             Shape { loss: 2, ..good },
         ),
         row(
             "the link is down for three seconds",
-            "§9 DNS gone; interface changes",
+            "faults: DNS gone; interface changes",
             move |w| {
                 let (stage, link) = across(
                     w,
@@ -79,7 +79,7 @@ pub(crate) fn rows() -> Vec<Row> {
         .slow(),
         row(
             "a new address in mid-layer",
-            "§9 interface changes in mid-layer",
+            "faults: interface changes in mid-layer",
             move |w| {
                 let (stage, link) = across(
                     w,
@@ -99,7 +99,7 @@ pub(crate) fn rows() -> Vec<Row> {
         // What the sender's kernel still held for the old address.
         .twice(700_000)
         .slow(),
-        row("a reset on a lossy link", "§9 RST; links", move |w| {
+        row("a reset on a lossy link", "faults: RST; links", move |w| {
             let cut = Rule::on(Kind::Blob, Action::Reset(600_000))
                 .what(&w.layer())
                 .times(1);

@@ -1,5 +1,4 @@
-//! Who asks: token servers and their dialects, Basic, stored credentials. Registries.md section 1
-//! and the rows on 401 and 403 of section 5.
+//! Who asks: token servers and their dialects, Basic, stored credentials.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,31 +78,41 @@ fn dialects() -> Vec<Row> {
     vec![
         tokens(
             "an anonymous token",
-            "§1 Docker Hub",
+            "public registries: Docker Hub",
             false,
             Tokens::default,
         ),
-        tokens("a user's token", "§1 Docker Hub", true, theirs),
+        tokens(
+            "a user's token",
+            "public registries: Docker Hub",
+            true,
+            theirs,
+        ),
         tokens(
             "a token without expires_in",
-            "§1 GitLab: then 60 s",
+            "public registries: GitLab: then 60 s",
             true,
             || Tokens {
                 expires_in: None,
                 ..theirs()
             },
         ),
-        tokens("access_token only", "§1 GitLab", true, || Tokens {
-            token: false,
-            ..theirs()
-        }),
-        tokens("token only", "§1 GitLab", true, || Tokens {
+        tokens(
+            "access_token only",
+            "public registries: GitLab",
+            true,
+            || Tokens {
+                token: false,
+                ..theirs()
+            },
+        ),
+        tokens("token only", "public registries: GitLab", true, || Tokens {
             access_token: false,
             ..theirs()
         }),
         tokens(
             "a challenge without scope",
-            "§1 GHCR: build it",
+            "public registries: GHCR: build it",
             false,
             || Tokens {
                 scope: false,
@@ -118,7 +127,7 @@ fn dialects() -> Vec<Row> {
         }),
         row(
             "a token server on another host",
-            "§1 Docker Hub: auth.docker.io",
+            "public registries: Docker Hub: auth.docker.io",
             |w| {
                 let open = Tokens::default();
                 let server =
@@ -141,7 +150,7 @@ fn dialects() -> Vec<Row> {
         .asks(2, 1, 4, 1),
         row(
             "credentials for another host in the clear",
-            "§2 Nexus: a realm rewritten by a proxy",
+            "self-hosted: Nexus: a realm rewritten by a proxy",
             |w| {
                 let server = Faulty::start_with(Arc::clone(&w.hello), Auth::Tokens(theirs()), []);
                 let realm = format!(
@@ -164,7 +173,7 @@ fn dialects() -> Vec<Row> {
         .says(&["localhost"]),
         row(
             "an identity token",
-            "§1 Azure ACR: POST refresh_token",
+            "public registries: Azure ACR: POST refresh_token",
             |w| {
                 let identity = format!("{PASSWORD}-identity");
                 let auth = Auth::Tokens(Tokens {
@@ -187,7 +196,7 @@ fn dialects() -> Vec<Row> {
         }),
         with_login(
             "Basic on /v2/, Bearer elsewhere",
-            "§2 nora: follow the failing URL",
+            "self-hosted: nora: follow the failing URL",
             || Auth::Tokens(theirs()),
             |_| {
                 let basic = (
@@ -212,7 +221,7 @@ fn lifetimes() -> Vec<Row> {
     vec![
         with_login(
             "tokens that live one second",
-            "§1 GitLab: 60 s to 5 min; §0.5",
+            "public registries: GitLab: 60 s to 5 min; basics",
             || {
                 Auth::Tokens(Tokens {
                     expires_in: Some(1),
@@ -225,7 +234,7 @@ fn lifetimes() -> Vec<Row> {
         .asks_within([2..=2, 1..=2, 4..=8, 1..=4]),
         with_login(
             "a token that says 300 s and lives one",
-            "§9 60 s token on a 5 min blob",
+            "faults: 60 s token on a 5 min blob",
             || {
                 Auth::Tokens(Tokens {
                     lives: Some(Duration::from_secs(1)),
@@ -243,14 +252,16 @@ fn lifetimes() -> Vec<Row> {
             },
         )
         .asks_within([2..=2, 1..=2, 5..=10, 2..=3]),
-        tokens("401 in mid-pull", "§9 401 in mid-pull", true, || Tokens {
-            uses: Some(3),
-            ..theirs()
+        tokens("401 in mid-pull", "faults: 401 in mid-pull", true, || {
+            Tokens {
+                uses: Some(3),
+                ..theirs()
+            }
         })
         .asks_within([2..=2, 1..=1, 5..=6, 2..=3]),
         with_login(
             "401 in mid-layer: renewed and resumed",
-            "§0.5; §9 401 in mid-pull",
+            "basics; faults: 401 in mid-pull",
             || {
                 Auth::Tokens(Tokens {
                     uses: Some(3),
@@ -265,14 +276,14 @@ fn lifetimes() -> Vec<Row> {
         .asks_within([2..=2, 1..=1, 7..=8, 2..=4]),
         with_login(
             "the token server is busy for a moment",
-            "§1 Quay: bursts on the token step",
+            "public registries: Quay: bursts on the token step",
             || Auth::Tokens(theirs()),
             |_| vec![Rule::on(Kind::Token, Action::status(503)).times(1)],
         )
         .asks(2, 1, 4, 2),
         with_login(
             "the token server is down",
-            "§1 Quay",
+            "public registries: Quay",
             || Auth::Tokens(theirs()),
             |_| vec![Rule::on(Kind::Token, Action::status(503))],
         )
@@ -281,7 +292,7 @@ fn lifetimes() -> Vec<Row> {
         .heals(),
         with_login(
             "the token server limits",
-            "§5 429",
+            "status codes: 429",
             || Auth::Tokens(theirs()),
             |_| {
                 let wait = ("Retry-After".to_owned(), "1".to_owned());
@@ -291,7 +302,7 @@ fn lifetimes() -> Vec<Row> {
         .asks(2, 1, 4, 2),
         with_login(
             "the token is a web page",
-            "§5 200 with HTML",
+            "status codes: 200 with HTML",
             || Auth::Tokens(theirs()),
             |_| {
                 let page = "<html><head><title>Single sign-on</title></head></html>";
@@ -303,7 +314,7 @@ fn lifetimes() -> Vec<Row> {
         .says(&["Single sign-on"]),
         with_login(
             "the token's answer has no token",
-            "§1 GitLab",
+            "public registries: GitLab",
             || Auth::Tokens(theirs()),
             |_| {
                 vec![Rule::on(
@@ -321,14 +332,14 @@ fn refusals() -> Vec<Row> {
     vec![
         tokens(
             "private, and nobody asks",
-            "§1 GHCR: the token endpoint says 401",
+            "public registries: GHCR: the token endpoint says 401",
             false,
             theirs,
         )
         .fails("unauthorized")
         .asks(1, 0, 0, 1)
         .says(&["private or missing"]),
-        row("a wrong password", "§5 401", |w| {
+        row("a wrong password", "status codes: 401", |w| {
             let server = Faulty::start_with(Arc::clone(&w.hello), Auth::Tokens(theirs()), []);
             Stage::of(server).args(["--creds", "edge:guess"])
         })
@@ -341,7 +352,7 @@ fn refusals() -> Vec<Row> {
         }),
         row(
             "stale credentials on a public image",
-            "§1 GHCR: once anonymously; §9",
+            "public registries: GHCR: once anonymously; faults",
             |w| {
                 let server = Faulty::start_with(
                     Arc::clone(&w.hello),
@@ -360,7 +371,7 @@ fn refusals() -> Vec<Row> {
         .check(|seen, _| seen.warns("config.json")),
         tokens(
             "an expired account on a public image",
-            "§1 ECR public: 403",
+            "public registries: ECR public: 403",
             true,
             || Tokens {
                 user: Some(user()),
@@ -372,7 +383,7 @@ fn refusals() -> Vec<Row> {
         .check(|seen, _| seen.warns("--creds")),
         row(
             "stale Basic on a public image",
-            "§9 stale Basic on a public image",
+            "faults: stale Basic on a public image",
             |w| {
                 let refused = Action::Answer(
                     401,
@@ -388,17 +399,17 @@ fn refusals() -> Vec<Row> {
         ),
         row(
             "Basic without credentials",
-            "§2 Nexus: forceBasicAuth",
+            "self-hosted: Nexus: forceBasicAuth",
             |w| Stage::of(basic_registry(w)),
         )
         .fails("unauthorized")
         .asks(1, 0, 0, 0),
-        row("Basic with a wrong password", "§5 401", |w| {
+        row("Basic with a wrong password", "status codes: 401", |w| {
             Stage::of(basic_registry(w)).args(["--creds", "edge:guess"])
         })
         .fails("unauthorized")
         .asks_within([2..=3, 0..=0, 0..=0, 0..=0]),
-        row("401 without a challenge", "§5 401", |w| {
+        row("401 without a challenge", "status codes: 401", |w| {
             let rule = Rule::on(Kind::Tag, Action::status(401));
             Stage::of(Faulty::start(Arc::clone(&w.hello), [rule])).creds()
         })
@@ -406,7 +417,7 @@ fn refusals() -> Vec<Row> {
         .asks(1, 0, 0, 0),
         row(
             "403 for everything",
-            "§1 Google: private or missing",
+            "public registries: Google: private or missing",
             |w| {
                 let rule = Rule::on(Kind::Tag, Action::status(403));
                 Stage::of(Faulty::start(Arc::clone(&w.hello), [rule]))
@@ -417,7 +428,7 @@ fn refusals() -> Vec<Row> {
         .says(&["private or missing"]),
         with_login(
             "a token that is never good enough",
-            "§5 401: once with a new token",
+            "status codes: 401: once with a new token",
             || {
                 Auth::Tokens(Tokens {
                     uses: Some(0),
@@ -430,7 +441,7 @@ fn refusals() -> Vec<Row> {
         .asks_within([2..=2, 0..=0, 0..=0, 2..=2]),
         with_login(
             "a layer that is denied for a moment",
-            "§1 GHCR: denied now and then",
+            "public registries: GHCR: denied now and then",
             || Auth::Tokens(theirs()),
             |w| {
                 vec![
@@ -443,7 +454,7 @@ fn refusals() -> Vec<Row> {
         .asks_within([2..=2, 1..=1, 6..=6, 1..=3]),
         row(
             "a layer that is refused though the rest is not",
-            "§5 403; §1 GHCR: two or three retries",
+            "status codes: 403; public registries: GHCR: two or three retries",
             |w| {
                 let refused = Rule::on(Kind::Blob, Action::status(403)).what(&w.layer());
                 let auth = Auth::Tokens(theirs());
@@ -459,50 +470,58 @@ fn refusals() -> Vec<Row> {
 
 fn sources() -> Vec<Row> {
     vec![
-        row("Basic with --creds", "§2 Nexus", |w| {
+        row("Basic with --creds", "self-hosted: Nexus", |w| {
             Stage::of(basic_registry(w)).creds()
         })
         .asks(2, 1, 4, 0),
-        row("Basic from $DOCKER_CONFIG", "§0.4", |w| {
+        row("Basic from $DOCKER_CONFIG", "basics", |w| {
             let server = basic_registry(w);
             let file = auths(server.host(), &basic_entry());
             Stage::of(server).file("config.json", file)
         })
         .asks(2, 1, 4, 0),
-        row("Basic from $DOCKER_AUTH_CONFIG", "§0.4", |w| {
+        row("Basic from $DOCKER_AUTH_CONFIG", "basics", |w| {
             let server = basic_registry(w);
             let text = auths(server.host(), &basic_entry());
             Stage::of(server).env("DOCKER_AUTH_CONFIG", text)
         })
         .asks(2, 1, 4, 0),
-        row("Basic from a credential helper", "§1 ECR: helpers", |w| {
-            let server = basic_registry(w);
-            let file = format!("{{\"credHelpers\":{{\"{}\":\"lab\"}}}}", server.host());
-            let helper = format!(
-                "#!/bin/sh\n[ \"$1\" = get ] || exit 1\ncat >/dev/null\n\
+        row(
+            "Basic from a credential helper",
+            "public registries: ECR: helpers",
+            |w| {
+                let server = basic_registry(w);
+                let file = format!("{{\"credHelpers\":{{\"{}\":\"lab\"}}}}", server.host());
+                let helper = format!(
+                    "#!/bin/sh\n[ \"$1\" = get ] || exit 1\ncat >/dev/null\n\
                  echo '{{\"ServerURL\":\"x\",\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n"
-            );
-            Stage::of(server)
-                .file("config.json", file)
-                .file("docker-credential-lab", helper)
-        })
+                );
+                Stage::of(server)
+                    .file("config.json", file)
+                    .file("docker-credential-lab", helper)
+            },
+        )
         .asks(2, 1, 4, 0),
-        row("a credential helper that fails", "§1 ECR: helpers", |w| {
-            let server = basic_registry(w);
-            let file = format!(
-                "{{\"credsStore\":\"lab\",\"auths\":{{\"{}\":{{}}}}}}",
-                server.host()
-            );
-            let helper = format!("#!/bin/sh\necho '{PASSWORD} is locked' >&2\nexit 1\n");
-            Stage::of(server)
-                .file("config.json", file)
-                .file("docker-credential-lab", helper)
-        })
+        row(
+            "a credential helper that fails",
+            "public registries: ECR: helpers",
+            |w| {
+                let server = basic_registry(w);
+                let file = format!(
+                    "{{\"credsStore\":\"lab\",\"auths\":{{\"{}\":{{}}}}}}",
+                    server.host()
+                );
+                let helper = format!("#!/bin/sh\necho '{PASSWORD} is locked' >&2\nexit 1\n");
+                Stage::of(server)
+                    .file("config.json", file)
+                    .file("docker-credential-lab", helper)
+            },
+        )
         .fails("unauthorized")
         .asks(1, 0, 0, 0),
         row(
             "credentials of another registry",
-            "§6 credentials by origin",
+            "mirrors: credentials by origin",
             |w| {
                 let server = basic_registry(w);
                 let file = auths("registry.example", &basic_entry());
@@ -517,21 +536,25 @@ fn sources() -> Vec<Row> {
 /// The real registry, with the requests counted by a proxy in front.
 fn real() -> Vec<Row> {
     vec![
-        row("docker-registry", "§2 distribution", |w| {
+        row("docker-registry", "self-hosted: distribution", |w| {
             let proxy = FaultProxy::start(w.registry().host(), 1, Fault::Pass);
             Stage::at(proxy.host(), &w.hello).watch(proxy)
         }),
-        row("docker-registry with htpasswd", "§2 distribution", |w| {
-            let registry = w.registry().beside(&Door::Password);
-            let proxy = FaultProxy::start(registry.host(), 1, Fault::Pass);
-            Stage::at(proxy.host(), &w.hello)
-                .args([
-                    "--creds".to_owned(),
-                    format!("{}:{}", registry::USER, registry::PASSWORD),
-                ])
-                .watch(proxy)
-                .keep(registry)
-        })
+        row(
+            "docker-registry with htpasswd",
+            "self-hosted: distribution",
+            |w| {
+                let registry = w.registry().beside(&Door::Password);
+                let proxy = FaultProxy::start(registry.host(), 1, Fault::Pass);
+                Stage::at(proxy.host(), &w.hello)
+                    .args([
+                        "--creds".to_owned(),
+                        format!("{}:{}", registry::USER, registry::PASSWORD),
+                    ])
+                    .watch(proxy)
+                    .keep(registry)
+            },
+        )
         .asks(2, 1, 4, 0)
         .check(|seen, _| {
             let told = seen.run.text() + &seen.run.output.stderr;
@@ -542,7 +565,7 @@ fn real() -> Vec<Row> {
         }),
         row(
             "docker-registry with htpasswd, nobody asks",
-            "§5 401",
+            "status codes: 401",
             |w| {
                 let registry = w.registry().beside(&Door::Password);
                 let proxy = FaultProxy::start(registry.host(), 1, Fault::Pass);
@@ -555,7 +578,7 @@ fn real() -> Vec<Row> {
         .asks(1, 0, 0, 0),
         row(
             "docker-registry with signed tokens",
-            "§1 GitLab: JWT",
+            "public registries: GitLab: JWT",
             |w| {
                 let signer = Authority::new();
                 let server = TokenServer::start(&signer.identity(), Some((USER, PASSWORD)));
@@ -576,7 +599,7 @@ fn real() -> Vec<Row> {
         .asks(2, 1, 4, 1),
         row(
             "docker-registry whose token server refuses",
-            "§1 GHCR",
+            "public registries: GHCR",
             |w| {
                 let signer = Authority::new();
                 let server = TokenServer::start(&signer.identity(), Some((USER, "other")));

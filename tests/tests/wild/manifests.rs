@@ -1,4 +1,4 @@
-//! Tags, manifests, indexes: registries.md sections 1 to 3.
+//! Tags, manifests, indexes, as public and self-hosted registries serve them.
 
 use std::sync::Arc;
 
@@ -87,56 +87,56 @@ fn accepts_lists(request: &Request) -> bool {
 pub(crate) fn rows() -> Vec<Row> {
     let lie = || Some(digest_of(b"something else"));
     vec![
-        faulty("nothing wrong", "§0", |_| vec![]),
-        faulty("nothing wrong, into a layout", "§0; §4 same blob wanted twice", |_| vec![]).in_layout(),
-        again("nothing new", "§1 refresh by HEAD", |_| vec![]),
-        again("HEAD 405", "§3 HEAD refused; §2 distribution", |_| {
+        faulty("nothing wrong", "basics", |_| vec![]),
+        faulty("nothing wrong, into a layout", "basics; blobs: same blob wanted twice", |_| vec![]).in_layout(),
+        again("nothing new", "public registries: refresh by HEAD", |_| vec![]),
+        again("HEAD 405", "manifests: HEAD refused; self-hosted: distribution", |_| {
             on_head(Action::status(405))
         })
         .asks(2, 0, 0, 0),
-        again("HEAD 404, GET works", "§3 HEAD refused", |_| {
+        again("HEAD 404, GET works", "manifests: HEAD refused", |_| {
             on_head(Action::status(404))
         })
         .asks(2, 0, 0, 0),
-        again("HEAD 403 without body", "§3 HEAD 403", |_| {
+        again("HEAD 403 without body", "manifests: HEAD 403", |_| {
             on_head(Action::Answer(403, Vec::new(), Vec::new()))
         })
         .asks(2, 0, 0, 0),
-        again("HEAD 500", "§3 HEAD refused", |_| {
+        again("HEAD 500", "manifests: HEAD refused", |_| {
             on_head(Action::status(500))
         })
         .asks(2, 0, 0, 0),
-        again("HEAD 200 empty", "§3 no digest, length 0", |_| {
+        again("HEAD 200 empty", "manifests: no digest, length 0", |_| {
             on_head(Action::BareHead)
         })
         .asks(2, 0, 0, 0),
-        again("HEAD without digest", "§1 ECR; §2 Harbor", |_| {
+        again("HEAD without digest", "public registries: ECR; self-hosted: Harbor", |_| {
             on_head(Action::DigestHeader(None))
         })
         .asks(2, 0, 0, 0),
-        again("HEAD without type", "§2 Harbor proxy cache", |_| {
+        again("HEAD without type", "self-hosted: Harbor proxy cache", |_| {
             on_head(Action::ContentType(None))
         })
         .asks(2, 0, 0, 0),
-        again("HEAD with another length", "§2 Artifactory", |_| {
+        again("HEAD with another length", "self-hosted: Artifactory", |_| {
             on_head(Action::HeadLength(1638))
         }),
-        again("HEAD without length", "§2 Harbor proxy cache", |_| {
+        again("HEAD without length", "self-hosted: Harbor proxy cache", |_| {
             on_head(Action::NoLength)
         })
         .asks(2, 0, 0, 0),
-        faulty("no digest header at all", "§1 ECR, nixery; §2 front proxies", |_| {
+        faulty("no digest header at all", "public registries: ECR, nixery; self-hosted: front proxies", |_| {
             vec![Rule::always(Action::DigestHeader(None))]
         }),
-        faulty("wrong digest header on a tag", "§3 digest header differs", move |_| {
+        faulty("wrong digest header on a tag", "manifests: digest header differs", move |_| {
             vec![Rule::on(Kind::Tag, Action::DigestHeader(lie()))]
         })
         .check(|seen, _| seen.warns("the registry says")),
-        again("wrong digest header on HEAD only", "§3 digest header differs", move |_| {
+        again("wrong digest header on HEAD only", "manifests: digest header differs", move |_| {
             on_head(Action::DigestHeader(lie()))
         })
         .asks(2, 0, 0, 0),
-        row("a digest reference with another body", "§3 digest reference: refuse", |w| {
+        row("a digest reference with another body", "manifests: digest reference: refuse", |w| {
             let other = w.hello.read(&w.manifest());
             let rule = Rule::on(Kind::Manifest, Action::body(media::INDEX, other));
             let mut stage = Stage::of(Faulty::start(Arc::clone(&w.hello), [rule]));
@@ -147,32 +147,32 @@ pub(crate) fn rows() -> Vec<Row> {
         })
         .fails("invalid_content")
         .asks(0, 1, 0, 0),
-        faulty("text/plain", "§3 types; §1 redhat", |_| {
+        faulty("text/plain", "manifests: types; public registries: redhat", |_| {
             content_type(Some("text/plain"))
         }),
-        faulty("application/json with charset", "§2 Artifactory; §3 types", |_| {
+        faulty("application/json with charset", "self-hosted: Artifactory; manifests: types", |_| {
             content_type(Some("application/json; charset=utf-8"))
         }),
-        faulty("no content type", "§3 types", |_| content_type(None)),
-        faulty("docker's type on an OCI index", "§2 Harbor: families mixed up", |_| {
+        faulty("no content type", "manifests: types", |_| content_type(None)),
+        faulty("docker's type on an OCI index", "self-hosted: Harbor: families mixed up", |_| {
             let other = Action::ContentType(Some(media::DOCKER_LIST.to_owned()));
             vec![Rule::on(Kind::Tag, other)]
         }),
-        faulty("a manifest's type on an index", "§3 one kind, the shape of the other", |_| {
+        faulty("a manifest's type on an index", "manifests: one kind, the shape of the other", |_| {
             let other = Action::ContentType(Some(media::MANIFEST.to_owned()));
             vec![Rule::on(Kind::Tag, other.clone()), Rule::on(Kind::Manifest, other)]
         })
         .fails("invalid_content")
         .asks(1, 0, 0, 0),
-        row("no mediaType in the documents", "§1 GHCR", |_| {
+        row("no mediaType in the documents", "public registries: GHCR", |_| {
             served(rewritten(without_media_type))
         }),
-        row("escaped slashes, lower-case keys", "§1 Docker Hub: bodies", |_| {
+        row("escaped slashes, lower-case keys", "public registries: Docker Hub: bodies", |_| {
             served(rewritten(oddly_written))
         }),
-        row("docker's manifest list", "§0 six types", |_| served(image::docker_types())),
-        row("an index in an index", "§8", |_| served(image::nested())).asks(1, 2, 4, 0),
-        faulty("lists only for who asks for them", "§1 GHCR: Accept; §2 Harbor (old)", |_| {
+        row("docker's manifest list", "basics: six types", |_| served(image::docker_types())),
+        row("an index in an index", "platforms", |_| served(image::nested())).asks(1, 2, 4, 0),
+        faulty("lists only for who asks for them", "public registries: GHCR: Accept; self-hosted: Harbor (old)", |_| {
             let body = "{\"errors\":[{\"code\":\"MANIFEST_UNKNOWN\",\"message\":\"OCI index found, but accept header does not support OCI indexes\"}]}";
             let missing = Action::Answer(404, Vec::new(), body.into());
             vec![
@@ -180,21 +180,21 @@ pub(crate) fn rows() -> Vec<Row> {
                 Rule::on(Kind::Manifest, missing).when(asks_badly),
             ]
         }),
-        row("406 for lists", "§5 406: once without list types", |_| {
+        row("406 for lists", "status codes: 406: once without list types", |_| {
             let layout = image::hello_single(host());
             let rule = Rule::on(Kind::Tag, Action::status(406)).when(accepts_lists);
             Stage::of(Faulty::start(layout, [rule]))
         })
         .asks_within([2..=4, 0..=1, 4..=4, 0..=0]),
-        faulty("406 for everything", "§5 406", |_| {
+        faulty("406 for everything", "status codes: 406", |_| {
             vec![Rule::on(Kind::Tag, Action::status(406))]
         })
         .fails("invalid_content")
         .asks_within([1..=2, 0..=0, 0..=0, 0..=0]),
-        row("schema 1", "§1 Quay: refuse by name", |_| served(image::schema1()))
+        row("schema 1", "public registries: Quay: refuse by name", |_| served(image::schema1()))
             .fails("unsupported")
         .asks(1, 0, 0, 0),
-        faulty("a web page with 200", "§2 Harbor; §5 200 with HTML", |_| {
+        faulty("a web page with 200", "self-hosted: Harbor; status codes: 200 with HTML", |_| {
             let page = "<!DOCTYPE html><html><head><title>Hotel Wi-Fi</title></head></html>";
             vec![Rule::always(Action::body("text/html; charset=utf-8", page))]
         })
@@ -202,25 +202,25 @@ pub(crate) fn rows() -> Vec<Row> {
         .asks(1, 0, 0, 0)
         .says(&["Hotel Wi-Fi"])
         .heals(),
-        faulty("a web page that says it is JSON", "§5 200 with HTML", |_| {
+        faulty("a web page that says it is JSON", "status codes: 200 with HTML", |_| {
             let page = "<html><head><title>Login</title></head></html>";
             vec![Rule::on(Kind::Tag, Action::body("application/json", page))]
         })
         .fails("unavailable")
         .asks(1, 0, 0, 0),
-        faulty("gzip although nobody asked", "§3 gzip; §1 redhat", |_| {
+        faulty("gzip although nobody asked", "manifests: gzip; public registries: redhat", |_| {
             vec![Rule::on(Kind::Tag, Action::Gzip)]
         })
         .fails("invalid_content")
         .asks(1, 0, 0, 0)
         .says(&["gzip"]),
-        faulty("a manifest that is no JSON", "§3", |_| {
+        faulty("a manifest that is no JSON", "manifests", |_| {
             let text = Action::body(media::INDEX, "this is not a manifest");
             vec![Rule::on(Kind::Tag, text)]
         })
         .fails("invalid_content")
         .asks(1, 0, 0, 0),
-        faulty("an index above 4 MiB, chunked", "§3 larger than 4 MiB", |_| {
+        faulty("an index above 4 MiB, chunked", "manifests: larger than 4 MiB", |_| {
             let index = format!("{{\"schemaVersion\":2,\"x\":\"{}\"}}", "x".repeat(5 << 20));
             let mut raw = format!(
                 "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n",
@@ -234,19 +234,19 @@ pub(crate) fn rows() -> Vec<Row> {
         })
         .fails("invalid_content")
         .asks(1, 0, 0, 0),
-        faulty("no such tag", "§5 404", |_| {
+        faulty("no such tag", "status codes: 404", |_| {
             vec![Rule::on(Kind::Tag, Action::status(404))]
         })
         .fails("not_found")
         .asks(1, 0, 0, 0)
         .heals(),
-        faulty("a child that is absent", "§2 zot: sparse mirror", |w| {
+        faulty("a child that is absent", "self-hosted: zot: sparse mirror", |w| {
             vec![Rule::on(Kind::Manifest, Action::status(404)).what(&w.manifest())]
         })
         .fails("not_found")
         .asks(1, 1, 0, 0)
         .check(|seen, w| seen.says(&[&w.manifest()])),
-        row("children that were not chosen are absent", "§2 Nexus: attestations", |_| {
+        row("children that were not chosen are absent", "self-hosted: Nexus: attestations", |_| {
             let layout = image::attested();
             let index: Value =
                 serde_json::from_slice(&layout.read(&layout.digest("latest"))).unwrap();
@@ -261,45 +261,45 @@ pub(crate) fn rows() -> Vec<Row> {
                 .collect();
             Stage::of(Faulty::start(layout, rules))
         }),
-        faulty("a child with a flipped bit", "§3", |_| {
+        faulty("a child with a flipped bit", "manifests", |_| {
             vec![Rule::on(Kind::Manifest, Action::FlipBit(40))]
         })
         .fails("invalid_content")
         .asks(1, 1, 0, 0)
         .heals(),
-        faulty("a manifest that is cut once", "§4 short body", |_| {
+        faulty("a manifest that is cut once", "blobs: short body", |_| {
             vec![Rule::on(Kind::Manifest, Action::Truncate(100)).times(1)]
         })
         .asks(1, 2, 4, 0),
-        faulty("a repository that moved", "§3 301 inside the registry", |_| {
+        faulty("a repository that moved", "manifests: 301 inside the registry", |_| {
             let moved = Action::Location(301, |r| r.path.replace("/lab/app/", "/moved/app/"));
             vec![Rule::always(moved).when(|r| r.path.contains("/lab/app/"))]
         })
         .asks(2, 2, 8, 0),
-        faulty("blob HEAD 404 while GET works", "§2 Harbor proxy cache", |_| {
+        faulty("blob HEAD 404 while GET works", "self-hosted: Harbor proxy cache", |_| {
             vec![Rule::on(Kind::Blob, Action::status(404)).method("HEAD")]
         }),
-        faulty("/v2/ refused, manifests open", "§2 Nexus: never ping", |_| {
+        faulty("/v2/ refused, manifests open", "self-hosted: Nexus: never ping", |_| {
             vec![Rule::on(Kind::Ping, Action::status(401))]
         })
         .check(|seen, _| {
             let pinged = seen.requests.iter().any(|r| r.kind == Kind::Ping);
             holds(!pinged, "it asked /v2/")
         }),
-        faulty("a redirect without end", "§9 redirect loop", |_| {
+        faulty("a redirect without end", "faults: redirect loop", |_| {
             let itself = Action::Location(307, |r| r.path.clone());
             vec![Rule::on(Kind::Tag, itself)]
         })
         .fails("unavailable")
         .asks(11, 0, 0, 0)
         .says(&["redirects"]),
-        faulty("a redirect to nowhere", "§5 301", |_| {
+        faulty("a redirect to nowhere", "status codes: 301", |_| {
             vec![Rule::on(Kind::Tag, Action::status(302)).method("GET"),
                  Rule::on(Kind::Tag, Action::status(405))]
         })
         .fails("unavailable")
         .asks(1, 0, 0, 0),
-        row("for no platform of this host", "§8 no match", |_| served(image::only_s390x()))
+        row("for no platform of this host", "platforms: no match", |_| served(image::only_s390x()))
             .fails("platform_missing")
         .asks(1, 0, 0, 0)
             .left(Left::Nothing)

@@ -1,4 +1,4 @@
-//! Mirrors and what `hosts.toml` says of hosts: registries.md section 6, and 2 for who is strict.
+//! Mirrors and what `hosts.toml` says of hosts.
 
 use std::sync::Arc;
 
@@ -77,11 +77,11 @@ pub(crate) fn rows() -> Vec<Row> {
 
 fn falls() -> Vec<Row> {
     vec![
-        mirrored("a mirror that has everything", "§6", nothing, down)
+        mirrored("a mirror that has everything", "mirrors", nothing, down)
             .check(|seen, _| holds(at_mirror(seen) == 6, "not all from the mirror")),
         mirrored(
             "a mirror that has nothing",
-            "§6: 404",
+            "mirrors: 404",
             |_| vec![Rule::always(Action::status(404))],
             nothing,
         )
@@ -89,7 +89,7 @@ fn falls() -> Vec<Row> {
         .asks_within([2..=3, 3..=3, 8..=12, 0..=0]),
         mirrored(
             "a mirror that is down",
-            "§6: 503 of a half-started cache; breaker",
+            "mirrors: 503 of a half-started cache; breaker",
             down,
             nothing,
         )
@@ -102,7 +102,7 @@ fn falls() -> Vec<Row> {
         }),
         mirrored(
             "a mirror that hangs up",
-            "§6",
+            "mirrors",
             |_| vec![Rule::always(Action::Close)],
             nothing,
         )
@@ -113,13 +113,13 @@ fn falls() -> Vec<Row> {
                 "the dead mirror was asked for each blob",
             )
         }),
-        row("a mirror that nobody runs", "§6: refusal", |w| {
+        row("a mirror that nobody runs", "mirrors: refusal", |w| {
             let upstream = Faulty::start(Arc::clone(&w.hello), []);
             let host = upstream.host().to_owned();
             let toml = hosts_toml(&host, &[(&format!("127.0.0.1:{}", free_port()), "")]);
             Stage::of(upstream).hosts(&host, toml)
         }),
-        row("a mirror without a name", "§6: DNS failure", |w| {
+        row("a mirror without a name", "mirrors: DNS failure", |w| {
             let upstream = Faulty::start(Arc::clone(&w.hello), []);
             let host = upstream.host().to_owned();
             let toml = hosts_toml(&host, &[("no-such-mirror.invalid", "")]);
@@ -127,7 +127,7 @@ fn falls() -> Vec<Row> {
         }),
         mirrored(
             "a mirror that hangs",
-            "§9 first mirror hangs",
+            "faults: first mirror hangs",
             |_| vec![Rule::always(Action::Stall(0)).when(|r| r.method == "GET")],
             nothing,
         )
@@ -135,28 +135,28 @@ fn falls() -> Vec<Row> {
         .slow(),
         mirrored(
             "a mirror with 500 for every blob",
-            "§2 Spegel: next host at once",
+            "self-hosted: Spegel: next host at once",
             |_| vec![Rule::on(Kind::Blob, Action::status(500))],
             nothing,
         )
         .asks_within([1..=1, 1..=1, 5..=8, 0..=0]),
         mirrored(
             "a mirror that lacks one child",
-            "§9 mirror lacks one child",
+            "faults: mirror lacks one child",
             |w| vec![Rule::on(Kind::Manifest, Action::status(404)).what(&w.manifest())],
             nothing,
         )
         .asks_within([1..=1, 2..=3, 4..=4, 0..=0]),
         mirrored(
             "a mirror that lacks one layer",
-            "§6",
+            "mirrors",
             |w| vec![Rule::on(Kind::Blob, Action::status(404)).what(&w.layer())],
             nothing,
         )
         .asks_within([1..=1, 1..=1, 5..=6, 0..=0]),
         mirrored(
             "a mirror with a flipped bit",
-            "§6: a digest mismatch moves on, with a warning",
+            "mirrors: a digest mismatch moves on, with a warning",
             |w| vec![Rule::on(Kind::Blob, Action::FlipBit(5000)).what(&w.layer())],
             nothing,
         )
@@ -172,14 +172,14 @@ fn falls() -> Vec<Row> {
         }),
         mirrored(
             "a mirror with another manifest",
-            "§6: a digest mismatch moves on",
+            "mirrors: a digest mismatch moves on",
             |_| vec![Rule::on(Kind::Manifest, Action::FlipBit(40))],
             nothing,
         )
         .asks(1, 2, 4, 0),
         mirrored(
             "a mirror that breaks in mid-layer",
-            "§6; §4 resume",
+            "mirrors; blobs: resume",
             |w| {
                 vec![
                     Rule::on(Kind::Blob, Action::Reset(600_000))
@@ -194,7 +194,7 @@ fn falls() -> Vec<Row> {
         .twice(1 << 16),
         mirrored(
             "a mirror that is a web page",
-            "§5 200 with HTML",
+            "status codes: 200 with HTML",
             |_| {
                 let page = "<html><head><title>It works!</title></head></html>";
                 vec![Rule::always(Action::body("text/html", page))]
@@ -206,7 +206,7 @@ fn falls() -> Vec<Row> {
         .asks_within([2..=3, 1..=3, 4..=12, 0..=0]),
         mirrored(
             "a mirror that limits",
-            "§5 429",
+            "status codes: 429",
             |_| {
                 vec![Rule::always(Action::Answer(
                     429,
@@ -217,7 +217,7 @@ fn falls() -> Vec<Row> {
             nothing,
         )
         .asks_within([2..=2, 1..=2, 4..=5, 0..=0]),
-        mirrored("everybody is down", "§6: report each host", down, down)
+        mirrored("everybody is down", "mirrors: report each host", down, down)
             .fails("unavailable")
             .asks_within([2..=4, 0..=0, 0..=0, 0..=0])
             .check(|seen, _| {
@@ -233,7 +233,7 @@ fn falls() -> Vec<Row> {
             .heals(),
         mirrored(
             "not found anywhere",
-            "§6; §5 404",
+            "mirrors; status codes: 404",
             |_| vec![Rule::always(Action::status(404))],
             |_| vec![Rule::always(Action::status(404))],
         )
@@ -246,7 +246,7 @@ fn tables() -> Vec<Row> {
     vec![
         row(
             "a mirror for blobs only",
-            "§6: capabilities; stale tags",
+            "mirrors: capabilities; stale tags",
             |w| {
                 before(
                     w,
@@ -265,7 +265,7 @@ fn tables() -> Vec<Row> {
         }),
         row(
             "a mirror below a path",
-            "§9 prefix mirror: override_path",
+            "faults: prefix mirror: override_path",
             |w| {
                 let upstream = Faulty::start(Arc::clone(&w.hello), down(w));
                 let mirror = Faulty::start(
@@ -281,7 +281,7 @@ fn tables() -> Vec<Row> {
         ),
         row(
             "a mirror that is strict about ns",
-            "§6: once without",
+            "mirrors: once without",
             |w| {
                 let strict = Rule::always(Action::status(400)).when(is_mirror);
                 before(w, vec![strict], down(w), "")
@@ -290,7 +290,7 @@ fn tables() -> Vec<Row> {
         .asks_within([2..=2, 1..=1, 4..=4, 0..=0]),
         row(
             "a mirror that refuses whoever sends no ns",
-            "§2 Spegel",
+            "self-hosted: Spegel",
             |w| {
                 let strict = Rule::always(Action::status(404)).when(|r| !is_mirror(r));
                 before(w, vec![strict], down(w), "")
@@ -298,7 +298,7 @@ fn tables() -> Vec<Row> {
         ),
         row(
             "a header for the mirror",
-            "§6: header; §2 Dragonfly",
+            "mirrors: header; self-hosted: Dragonfly",
             |w| {
                 let secret = format!("[host.\"http://{{}}\".header]\nX-Lab = \"{PASSWORD}\"\n");
                 let upstream = Faulty::start(Arc::clone(&w.hello), []);
@@ -325,7 +325,7 @@ fn tables() -> Vec<Row> {
         }),
         row(
             "the registry's login stays there",
-            "§6: credentials by origin",
+            "mirrors: credentials by origin",
             |w| {
                 let auth = Auth::Basic(USER.to_owned(), PASSWORD.to_owned());
                 let upstream = Faulty::start_with(Arc::clone(&w.hello), auth, []);
@@ -352,7 +352,7 @@ fn tables() -> Vec<Row> {
             let leaked = seen.requests.iter().any(|r| is_mirror(r) && r.authorized());
             holds(!leaked, "the registry's login went to the mirror")
         }),
-        row("a mirror for every registry", "§6: _default", |w| {
+        row("a mirror for every registry", "mirrors: _default", |w| {
             let upstream = Faulty::start(Arc::clone(&w.hello), down(w));
             let mirror = Faulty::start(Arc::clone(&w.hello), []);
             let toml = format!("[host.\"http://{}\"]\n", mirror.host());
@@ -360,7 +360,7 @@ fn tables() -> Vec<Row> {
         }),
         row(
             "two mirrors, in the order of the file",
-            "§6: ordered",
+            "mirrors: ordered",
             |w| {
                 let upstream = Faulty::start(Arc::clone(&w.hello), down(w));
                 let first = Faulty::start(
@@ -441,15 +441,17 @@ fn transports() -> Vec<Row> {
             .keep(front)
     };
     vec![
-        row("a CA from hosts.toml", "§7 ca in hosts.toml", move |w| {
-            secured(w, false, vec![], "ca = \"CA\"\n")
-        }),
+        row(
+            "a CA from hosts.toml",
+            "TLS and proxies: ca in hosts.toml",
+            move |w| secured(w, false, vec![], "ca = \"CA\"\n"),
+        ),
         row("skip_verify", "bullet: hosts.toml", move |w| {
             secured(w, false, vec![], "skip_verify = true\n")
         }),
         row(
             "a host's CA is not the storage's",
-            "§7 CA by host table",
+            "TLS and proxies: CA by host table",
             move |w| {
                 let listener = listen_443();
                 let address = listener.local_addr().unwrap().to_string();
@@ -470,7 +472,7 @@ fn transports() -> Vec<Row> {
         .says(&["redirected"]),
         row(
             "a client certificate from hosts.toml",
-            "§7 mutual TLS",
+            "TLS and proxies: mutual TLS",
             move |w| {
                 let client = w
                     .authority()
@@ -485,7 +487,7 @@ fn transports() -> Vec<Row> {
         ),
         row(
             "docker-registry with a client certificate",
-            "§7 mutual TLS",
+            "TLS and proxies: mutual TLS",
             |w| {
                 let address = free_443();
                 let ip = https_host(&address);

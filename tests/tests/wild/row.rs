@@ -308,7 +308,7 @@ pub(crate) struct Row {
     pub(crate) checks: Vec<Check>,
 }
 
-/// A row whose servers are set up by hand. `source`: the place in registries.md.
+/// A row whose servers are set up by hand. `source`: where this is met, and what is expected.
 pub(crate) fn row(
     name: &'static str,
     source: &'static str,

@@ -1,4 +1,4 @@
-//! Status codes, rate limits and bursts: registries.md section 5, and 1 for who says what.
+//! Status codes, rate limits and bursts.
 
 use std::sync::Arc;
 
@@ -36,12 +36,12 @@ fn quota(remaining: &str) -> Vec<(String, String)> {
 
 fn limits() -> Vec<Row> {
     vec![
-        faulty("429 with seconds", "§9 429 with seconds", |_| {
+        faulty("429 with seconds", "faults: 429 with seconds", |_| {
             vec![Rule::on(Kind::Tag, limited(&[("Retry-After", "1")], TOO_MANY)).times(1)]
         })
         .asks(2, 1, 4, 0)
         .check(|seen, _| waited(seen, 1000)),
-        faulty("429 with a date", "§9 429 with date", |_| {
+        faulty("429 with a date", "faults: 429 with date", |_| {
             // The answer's own date counts, not the clock of the device.
             let dates = [
                 ("Date", "Sun, 06 Nov 1994 08:49:37 GMT"),
@@ -51,28 +51,32 @@ fn limits() -> Vec<Row> {
         })
         .asks(2, 1, 4, 0)
         .check(|seen, _| waited(seen, 1000)),
-        faulty("429 with none", "§9 429 with none", |_| {
+        faulty("429 with none", "faults: 429 with none", |_| {
             vec![Rule::on(Kind::Tag, limited(&[], TOO_MANY)).times(1)]
         })
         .asks(2, 1, 4, 0),
-        faulty("429 for hours", "§1 Docker Hub: quota", |_| {
-            vec![Rule::on(
-                Kind::Tag,
-                limited(&[("Retry-After", "21600")], TOO_MANY),
-            )]
-        })
+        faulty(
+            "429 for hours",
+            "public registries: Docker Hub: quota",
+            |_| {
+                vec![Rule::on(
+                    Kind::Tag,
+                    limited(&[("Retry-After", "21600")], TOO_MANY),
+                )]
+            },
+        )
         .fails("rate_limited")
         .asks(1, 0, 0, 0)
         .says(&["21600", "pull rate limit reached"])
         .heals(),
-        faulty("429 without end", "§5 429", |_| {
+        faulty("429 without end", "status codes: 429", |_| {
             vec![Rule::on(Kind::Tag, limited(&[], TOO_MANY))]
         })
         .fails("rate_limited")
         .asks_within([3..=3, 0..=0, 0..=0, 0..=0]),
         faulty(
             "429 in HTML",
-            "§1 Docker Hub: text or HTML with 429",
+            "public registries: Docker Hub: text or HTML with 429",
             |_| {
                 let page = "<html><head><title>Slow down</title></head></html>";
                 vec![Rule::on(
@@ -84,20 +88,28 @@ fn limits() -> Vec<Row> {
         .fails("rate_limited")
         .asks_within([3..=3, 0..=0, 0..=0, 0..=0])
         .says(&["Slow down"]),
-        faulty("429 on a layer", "§1 ECR public: per second", |w| {
-            let busy = limited(&[("Retry-After", "1")], "");
-            vec![Rule::on(Kind::Blob, busy).what(&w.layer()).times(1)]
-        })
+        faulty(
+            "429 on a layer",
+            "public registries: ECR public: per second",
+            |w| {
+                let busy = limited(&[("Retry-After", "1")], "");
+                vec![Rule::on(Kind::Blob, busy).what(&w.layer()).times(1)]
+            },
+        )
         .asks(1, 1, 5, 0),
-        lone("429 on a layer, for hours", "§1 Docker Hub: quota", |w| {
-            let busy = limited(&[("Retry-After", "7200")], "");
-            vec![Rule::on(Kind::Blob, busy).what(&w.layer())]
-        })
+        lone(
+            "429 on a layer, for hours",
+            "public registries: Docker Hub: quota",
+            |w| {
+                let busy = limited(&[("Retry-After", "7200")], "");
+                vec![Rule::on(Kind::Blob, busy).what(&w.layer())]
+            },
+        )
         .fails("rate_limited")
         .left(Left::Partial)
         .asks(1, 1, 2, 0)
         .heals(),
-        faulty("408 and 425", "§5 408, 425, 429", |_| {
+        faulty("408 and 425", "status codes: 408, 425, 429", |_| {
             vec![
                 Rule::on(Kind::Tag, Action::status(408)).times(1),
                 Rule::on(Kind::Manifest, Action::status(425)).times(1),
@@ -106,12 +118,12 @@ fn limits() -> Vec<Row> {
         .asks(2, 2, 4, 0),
         faulty(
             "the quota's headers",
-            "§1 Docker Hub: ratelimit-limit",
+            "public registries: Docker Hub: ratelimit-limit",
             |_| vec![Rule::on(Kind::Tag, Action::Headers(quota("76")))],
         ),
         faulty(
             "odd quota headers",
-            "§1 Docker Hub: ratelimit-limit",
+            "public registries: Docker Hub: ratelimit-limit",
             |_| {
                 let odd = vec![
                     header("ratelimit-limit", "many;w=-1"),
@@ -124,7 +136,7 @@ fn limits() -> Vec<Row> {
         ),
         faulty(
             "429 that names the quota",
-            "§1 Docker Hub: ratelimit-remaining",
+            "public registries: Docker Hub: ratelimit-remaining",
             |_| {
                 let mut headers = quota("0");
                 headers.push(header("Retry-After", "3600"));
@@ -152,7 +164,7 @@ fn bursts() -> Vec<Row> {
     vec![
         faulty(
             "500, 502, 503 and 504, one each",
-            "§1 Quay: bursts on each step",
+            "public registries: Quay: bursts on each step",
             |w| {
                 vec![
                     Rule::on(Kind::Tag, Action::status(500)).times(1),
@@ -165,37 +177,39 @@ fn bursts() -> Vec<Row> {
             },
         )
         .asks(2, 2, 6, 0),
-        faulty("502 twice on every step", "§1 Quay", |_| {
+        faulty("502 twice on every step", "public registries: Quay", |_| {
             vec![
                 Rule::on(Kind::Tag, Action::status(502)).times(2),
                 Rule::on(Kind::Manifest, Action::status(502)).times(2),
             ]
         })
         .asks(3, 3, 4, 0),
-        faulty("520, as CDNs say", "§5 520 to 530", |_| {
+        faulty("520, as CDNs say", "status codes: 520 to 530", |_| {
             vec![Rule::on(Kind::Tag, Action::status(520)).times(1)]
         })
         .asks(2, 1, 4, 0),
-        faulty("503 without end", "§9 503 burst of 90 s", |_| {
+        faulty("503 without end", "faults: 503 burst of 90 s", |_| {
             vec![Rule::on(Kind::Tag, Action::status(503))]
         })
         .fails("unavailable")
         .asks_within([3..=3, 0..=0, 0..=0, 0..=0])
         .heals(),
-        faulty("503 for every blob", "§5 503; one budget", |_| {
-            vec![Rule::on(Kind::Blob, Action::status(503))]
-        })
+        faulty(
+            "503 for every blob",
+            "status codes: 503; one budget",
+            |_| vec![Rule::on(Kind::Blob, Action::status(503))],
+        )
         .fails("unavailable")
         .asks_within([1..=1, 1..=1, 2..=5, 0..=0])
         .heals(),
-        lone("503 for one layer", "§5 503; one budget", |w| {
+        lone("503 for one layer", "status codes: 503; one budget", |w| {
             vec![Rule::on(Kind::Blob, Action::status(503)).what(&w.layer())]
         })
         .fails("unavailable")
         .left(Left::Partial)
         .asks_within([1..=1, 1..=1, 4..=6, 0..=0])
         .heals(),
-        faulty("503 with Retry-After", "§5 503", |_| {
+        faulty("503 with Retry-After", "status codes: 503", |_| {
             let wait = vec![header("Retry-After", "1")];
             vec![Rule::on(Kind::Tag, Action::Answer(503, wait, Vec::new())).times(1)]
         })
@@ -208,31 +222,39 @@ fn others() -> Vec<Row> {
     let on_tag =
         |code: u16| move |_: &super::row::World| vec![Rule::on(Kind::Tag, Action::status(code))];
     vec![
-        faulty("400 from the registry", "§5 400", on_tag(400))
+        faulty("400 from the registry", "status codes: 400", on_tag(400))
             .fails("unavailable")
             .asks(1, 0, 0, 0),
-        faulty("407 from a proxy on the way", "§5 407", on_tag(407))
-            .fails("unavailable")
-            .asks(1, 0, 0, 0)
-            .says(&["proxy"]),
-        faulty("410", "§5 404", on_tag(410))
+        faulty(
+            "407 from a proxy on the way",
+            "status codes: 407",
+            on_tag(407),
+        )
+        .fails("unavailable")
+        .asks(1, 0, 0, 0)
+        .says(&["proxy"]),
+        faulty("410", "status codes: 404", on_tag(410))
             .fails("not_found")
             .asks(1, 0, 0, 0),
-        faulty("451", "§5 451", on_tag(451))
+        faulty("451", "status codes: 451", on_tag(451))
             .fails("unavailable")
             .asks(1, 0, 0, 0),
-        faulty("501", "§5", on_tag(501))
+        faulty("501", "status codes", on_tag(501))
             .fails("unavailable")
             .asks(1, 0, 0, 0),
-        faulty("an answer that is no HTTP", "§7 plain HTTP on 443", |_| {
-            vec![Rule::on(
-                Kind::Tag,
-                Action::Raw(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
-            )]
-        })
+        faulty(
+            "an answer that is no HTTP",
+            "TLS and proxies: plain HTTP on 443",
+            |_| {
+                vec![Rule::on(
+                    Kind::Tag,
+                    Action::Raw(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()),
+                )]
+            },
+        )
         .fails("unavailable")
         .asks_within([1..=3, 0..=0, 0..=0, 0..=0]),
-        faulty("204 without content", "§5 200", |_| {
+        faulty("204 without content", "status codes: 200", |_| {
             vec![Rule::on(
                 Kind::Tag,
                 Action::Answer(204, Vec::new(), Vec::new()),
@@ -240,7 +262,7 @@ fn others() -> Vec<Row> {
         })
         .fails("unavailable")
         .asks(1, 0, 0, 0),
-        faulty("an error text full of control characters", "§0.10", |_| {
+        faulty("an error text full of control characters", "basics", |_| {
             let body = "{\"errors\":[{\"code\":\"X\",\"message\":\"\\u001b[31mred\\u0007\"}]}";
             vec![Rule::on(
                 Kind::Tag,

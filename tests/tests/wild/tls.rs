@@ -1,4 +1,4 @@
-//! TLS, names, addresses, proxies: registries.md section 7.
+//! TLS, names, addresses, proxies.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -75,19 +75,28 @@ pub(crate) fn rows() -> Vec<Row> {
 
 fn certificates() -> Vec<Row> {
     vec![
-        trusted("a private CA", "§7 private CA", Validity::Now, |_| vec![]),
-        row("a private CA nobody knows here", "§7 private CA", |w| {
-            let other = Authority::new();
-            secured(w, Validity::Now, Auth::Open, vec![])
-                .stage(&other.certificate())
-                .keep(other)
-        })
+        trusted(
+            "a private CA",
+            "TLS and proxies: private CA",
+            Validity::Now,
+            |_| vec![],
+        ),
+        row(
+            "a private CA nobody knows here",
+            "TLS and proxies: private CA",
+            |w| {
+                let other = Authority::new();
+                secured(w, Validity::Now, Auth::Open, vec![])
+                    .stage(&other.certificate())
+                    .keep(other)
+            },
+        )
         .fails("unavailable")
         .asks(0, 0, 0, 0)
         .says(&["authority", "private CA"]),
         trusted(
             "a certificate that is past",
-            "§7 clock; §9 clock +10 years",
+            "TLS and proxies: clock; faults: clock +10 years",
             Validity::Past,
             |_| vec![],
         )
@@ -96,14 +105,14 @@ fn certificates() -> Vec<Row> {
         .says(&["expired at 2021-01-01", "clock"]),
         trusted(
             "a certificate that is not yet valid",
-            "§7 clock; §9 clock 1970",
+            "TLS and proxies: clock; faults: clock 1970",
             Validity::Future,
             |_| vec![],
         )
         .fails("unavailable")
         .asks(0, 0, 0, 0)
         .says(&["valid from 2045-01-01", "clock"]),
-        row("a certificate for another name", "§7", |w| {
+        row("a certificate for another name", "TLS and proxies", |w| {
             let listener = listen_443();
             let identity =
                 w.authority()
@@ -115,18 +124,22 @@ fn certificates() -> Vec<Row> {
         .fails("unavailable")
         .asks(0, 0, 0, 0)
         .says(&["another name"]),
-        row("a client certificate is wanted", "§7 mutual TLS", |w| {
-            let listener = listen_443();
-            let address = listener.local_addr().unwrap().to_string();
-            let identity = issue(w, &address, Validity::Now);
-            let registry = Faulty::start(Arc::clone(&w.hello), []);
-            let authority = w.authority().certificate();
-            let front = TlsFront::start(listener, registry.host(), &identity, Some(&authority));
-            Secured { registry, front }.stage(&authority)
-        })
+        row(
+            "a client certificate is wanted",
+            "TLS and proxies: mutual TLS",
+            |w| {
+                let listener = listen_443();
+                let address = listener.local_addr().unwrap().to_string();
+                let identity = issue(w, &address, Validity::Now);
+                let registry = Faulty::start(Arc::clone(&w.hello), []);
+                let authority = w.authority().certificate();
+                let front = TlsFront::start(listener, registry.host(), &identity, Some(&authority));
+                Secured { registry, front }.stage(&authority)
+            },
+        )
         .fails("unavailable")
         .asks(0, 0, 0, 0),
-        row("no CA certificates on this host", "§7", |w| {
+        row("no CA certificates on this host", "TLS and proxies", |w| {
             let none = w.authority().dir().join("none.pem");
             std::fs::write(&none, "").unwrap();
             secured(w, Validity::Now, Auth::Open, vec![]).stage(&none)
@@ -136,7 +149,7 @@ fn certificates() -> Vec<Row> {
         .says(&["ca-certificates"]),
         row(
             "docker-registry with TLS and HTTP/2",
-            "§7 private CA",
+            "TLS and proxies: private CA",
             |w| {
                 let registry = real_tls(w, None);
                 Stage::at(registry.host(), &w.hello)
@@ -153,7 +166,7 @@ fn certificates() -> Vec<Row> {
         }),
         row(
             "docker-registry that wants a client certificate",
-            "§7 mutual TLS",
+            "TLS and proxies: mutual TLS",
             |w| {
                 let registry = real_tls(w, Some(&w.authority().certificate()));
                 Stage::at(registry.host(), &w.hello)
@@ -165,7 +178,7 @@ fn certificates() -> Vec<Row> {
         .asks(0, 0, 0, 0),
         row(
             "the storage's CA is unknown",
-            "§9 CA for registry but not storage",
+            "faults: CA for registry but not storage",
             |w| {
                 let other = Authority::new();
                 let listener = listen_443();
@@ -189,7 +202,7 @@ fn certificates() -> Vec<Row> {
 
 fn schemes() -> Vec<Row> {
     vec![
-        row("https to http", "§9 https to http redirect", |w| {
+        row("https to http", "faults: https to http redirect", |w| {
             let storage = Faulty::start(Arc::clone(&w.hello), []);
             let to = Rule::on(
                 Kind::Blob,
@@ -204,7 +217,7 @@ fn schemes() -> Vec<Row> {
         .says(&["https to plain http"]),
         row(
             "a token server in the clear behind https",
-            "§2 Nexus: realm rewritten",
+            "self-hosted: Nexus: realm rewritten",
             |w| {
                 let tokens = Tokens {
                     user: Some((USER.to_owned(), PASSWORD.to_owned())),
@@ -220,7 +233,7 @@ fn schemes() -> Vec<Row> {
         .says(&["plain http"]),
         row(
             "plain HTTP where TLS is spoken",
-            "§9 plain HTTP on 443",
+            "faults: plain HTTP on 443",
             |w| {
                 let registry = Faulty::on(listen_443(), Arc::clone(&w.hello), Auth::Open, []);
                 Stage::of(registry).env("SSL_CERT_FILE", w.authority().certificate())
@@ -229,11 +242,15 @@ fn schemes() -> Vec<Row> {
         .fails("unavailable")
         .asks_within([0..=1, 0..=0, 0..=0, 0..=0])
         .check(|seen, _| seen.says(&["--plain-http"])),
-        row("plain HTTP on 443, as told", "§7 plain HTTP", |w| {
-            let registry = Faulty::on(listen_443(), Arc::clone(&w.hello), Auth::Open, []);
-            Stage::of(registry).args(["--plain-http"])
-        }),
-        row("TLS where plain HTTP is spoken", "§5 400", |w| {
+        row(
+            "plain HTTP on 443, as told",
+            "TLS and proxies: plain HTTP",
+            |w| {
+                let registry = Faulty::on(listen_443(), Arc::clone(&w.hello), Auth::Open, []);
+                Stage::of(registry).args(["--plain-http"])
+            },
+        ),
+        row("TLS where plain HTTP is spoken", "status codes: 400", |w| {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap().to_string();
             let identity = issue(w, &address, Validity::Now);
@@ -259,13 +276,13 @@ fn proxies() -> Vec<Row> {
         (stage, proxy)
     };
     vec![
-        row("HTTP_PROXY", "§7 proxy", move |w| {
+        row("HTTP_PROXY", "TLS and proxies: proxy", move |w| {
             let (stage, proxy) = behind(w, None);
             stage
                 .env("http_proxy", format!("http://{}", proxy.host()))
                 .keep(proxy)
         }),
-        row("HTTPS_PROXY", "§7 proxy", |w| {
+        row("HTTPS_PROXY", "TLS and proxies: proxy", |w| {
             let identity =
                 w.authority()
                     .issue("tunnel", &["DNS:registry.far.example"], Validity::Now);
@@ -279,25 +296,29 @@ fn proxies() -> Vec<Row> {
                 .watch(registry)
                 .keep((front, proxy))
         }),
-        row("a proxy that wants a password", "§9 proxy 407", move |w| {
-            let (stage, proxy) = behind(w, Some(("site", PASSWORD)));
-            stage
-                .env("http_proxy", format!("http://{}", proxy.host()))
-                .keep(proxy)
-        })
+        row(
+            "a proxy that wants a password",
+            "faults: proxy 407",
+            move |w| {
+                let (stage, proxy) = behind(w, Some(("site", PASSWORD)));
+                stage
+                    .env("http_proxy", format!("http://{}", proxy.host()))
+                    .keep(proxy)
+            },
+        )
         .fails("unavailable")
         .asks(0, 0, 0, 0)
         .says(&["proxy"]),
         row(
             "a proxy that gets its password",
-            "§7 password hidden",
+            "TLS and proxies: password hidden",
             move |w| {
                 let (stage, proxy) = behind(w, Some(("site", PASSWORD)));
                 let url = format!("http://site:{PASSWORD}@{}", proxy.host());
                 stage.env("http_proxy", url).keep(proxy)
             },
         ),
-        row("407 in the tunnel", "§9 proxy 407", |w| {
+        row("407 in the tunnel", "faults: proxy 407", |w| {
             let proxy = ForwardProxy::start(&[], Some(("site", PASSWORD)));
             Stage::at(FAR, &w.hello)
                 .env(
@@ -310,20 +331,28 @@ fn proxies() -> Vec<Row> {
         .fails("unavailable")
         .asks(0, 0, 0, 0)
         .says(&["proxy"]),
-        row("a proxy that nobody runs", "§7 proxy", move |w| {
-            let (stage, _) = behind(w, None);
-            stage.env("http_proxy", format!("http://127.0.0.1:{}", free_port()))
-        })
+        row(
+            "a proxy that nobody runs",
+            "TLS and proxies: proxy",
+            move |w| {
+                let (stage, _) = behind(w, None);
+                stage.env("http_proxy", format!("http://127.0.0.1:{}", free_port()))
+            },
+        )
         .fails("unavailable")
         .asks(0, 0, 0, 0),
-        row("NO_PROXY by address range", "§7 no_proxy: CIDR", |w| {
-            Stage::of(Faulty::start(Arc::clone(&w.hello), []))
-                .env("http_proxy", format!("http://127.0.0.1:{}", free_port()))
-                .env("no_proxy", "example.org,127.0.0.0/8")
-        }),
+        row(
+            "NO_PROXY by address range",
+            "TLS and proxies: no_proxy: CIDR",
+            |w| {
+                Stage::of(Faulty::start(Arc::clone(&w.hello), []))
+                    .env("http_proxy", format!("http://127.0.0.1:{}", free_port()))
+                    .env("no_proxy", "example.org,127.0.0.0/8")
+            },
+        ),
         row(
             "a proxy that logs in by web page",
-            "§7 intercepting proxy",
+            "TLS and proxies: intercepting proxy",
             |w| {
                 let page = "<html><head><title>Accept the terms</title></head></html>";
                 let portal = Faulty::start(
@@ -346,21 +375,25 @@ fn proxies() -> Vec<Row> {
 
 fn addresses() -> Vec<Row> {
     vec![
-        row("an IPv6 literal", "§9 IPv6 literal", |w| {
+        row("an IPv6 literal", "faults: IPv6 literal", |w| {
             let listener = TcpListener::bind("[::1]:0").unwrap();
             Stage::of(Faulty::on(listener, Arc::clone(&w.hello), Auth::Open, []))
         }),
-        row("nobody listens", "§6", |w| {
+        row("nobody listens", "mirrors", |w| {
             Stage::at(&format!("127.0.0.1:{}", free_port()), &w.hello)
         })
         .fails("unavailable")
         .asks(0, 0, 0, 0),
-        row("no such name", "§9 DNS gone", |w| {
+        row("no such name", "faults: DNS gone", |w| {
             Stage::at("no-such-registry.invalid", &w.hello)
         })
         .fails("unavailable")
         .asks(0, 0, 0, 0)
         .says(&["resolved"]),
-        faulty("localhost by its name", "§7 origins", |_| vec![]),
+        faulty(
+            "localhost by its name",
+            "TLS and proxies: origins",
+            |_| vec![],
+        ),
     ]
 }
