@@ -23,6 +23,8 @@ use wild::run::{Line, run};
 
 mod wild {
     pub(crate) mod blobs;
+    pub(crate) mod credentials;
+    pub(crate) mod layers;
     pub(crate) mod links;
     pub(crate) mod logins;
     pub(crate) mod manifests;
@@ -46,7 +48,9 @@ fn every_behaviour_in_the_wild() {
     let mut rows: Vec<Row> = [
         wild::manifests::rows(),
         wild::logins::rows(),
+        wild::credentials::rows(),
         wild::blobs::rows(),
+        wild::layers::rows(),
         wild::statuses::rows(),
         wild::tls::rows(),
         wild::mirrors::rows(),

@@ -5,18 +5,17 @@ use std::time::Duration;
 
 use edgepull_tests::fault_proxy::{Fault, FaultProxy};
 use edgepull_tests::faulty::{Action, Auth, Faulty, Kind, Rule, Signed};
-use edgepull_tests::image::{self, Layout, host, media};
+use edgepull_tests::image;
 use edgepull_tests::registry::free_port;
-use serde_json::{Value, json};
 
 use super::row::{Left, PASSWORD, Row, Stage, USER, World, faulty, holds, lone, row};
 
 /// The layer that is worth cutting, cut like this the first so many times.
-fn layer(w: &World, action: Action, times: u32) -> Rule {
+pub(super) fn layer(w: &World, action: Action, times: u32) -> Rule {
     Rule::on(Kind::Blob, action).what(&w.layer()).times(times)
 }
 
-fn layer_always(w: &World, action: Action) -> Rule {
+pub(super) fn layer_always(w: &World, action: Action) -> Rule {
     Rule::on(Kind::Blob, action).what(&w.layer())
 }
 
@@ -42,19 +41,8 @@ fn stored(
 }
 
 /// Another name for the same address, so that the origin differs in more than the port.
-fn elsewhere(server: &Faulty) -> String {
+pub(super) fn elsewhere(server: &Faulty) -> String {
     server.host().replace("127.0.0.1", "localhost")
-}
-
-/// The usual image with its manifest's layers changed.
-fn with_layers(edit: impl FnOnce(&mut Vec<Value>)) -> Layout {
-    let layout = image::hello_single(host());
-    let mut manifest: Value =
-        serde_json::from_slice(&layout.read(&layout.digest("latest"))).unwrap();
-    edit(manifest["layers"].as_array_mut().unwrap());
-    let blob = layout.put_json(&manifest);
-    layout.tag("latest", blob.descriptor(media::MANIFEST));
-    layout
 }
 
 pub(crate) fn rows() -> Vec<Row> {
@@ -62,7 +50,6 @@ pub(crate) fn rows() -> Vec<Row> {
     rows.extend(cuts());
     rows.extend(ranges());
     rows.extend(wrong_bytes());
-    rows.extend(shapes());
     rows.extend(kills());
     rows
 }
@@ -509,87 +496,6 @@ fn wrong_bytes() -> Vec<Row> {
     ]
 }
 
-fn shapes() -> Vec<Row> {
-    vec![
-        faulty("chunked", "faults: chunked", |_| {
-            vec![Rule::always(Action::Chunked)]
-        }),
-        faulty("chunked and cut", "blobs: chunked; short body", |w| {
-            let mut raw =
-                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7a120\r\n".to_vec();
-            raw.extend(&w.hello.read(&w.layer())[..500_000]);
-            vec![layer(w, Action::Raw(raw), 1)]
-        })
-        .asks(1, 1, 5, 0),
-        faulty(
-            "neither length nor chunks",
-            "public registries: Ollama: no Content-Length",
-            |_| vec![Rule::on(Kind::Blob, Action::NoLength)],
-        ),
-        row(
-            "the same layer twice",
-            "blobs: same blob wanted twice",
-            |_| {
-                let layout = image::hello();
-                let manifest = layout.manifest("latest", &host());
-                let document: Value = serde_json::from_slice(&layout.read(&manifest)).unwrap();
-                let layers = document["layers"].as_array().unwrap();
-                let (first, diff) = (layers[0].clone(), 0);
-                // The config must list it twice, too.
-                let config = document["config"]["digest"].as_str().unwrap();
-                let mut config: Value = serde_json::from_slice(&layout.read(config)).unwrap();
-                let same = config["rootfs"]["diff_ids"][diff].clone();
-                config["rootfs"]["diff_ids"]
-                    .as_array_mut()
-                    .unwrap()
-                    .push(same);
-                let config = layout.put_json(&config);
-                let mut document = document.clone();
-                document["layers"].as_array_mut().unwrap().push(first);
-                document["config"] = config.descriptor(media::CONFIG);
-                let blob = layout.put_json(&document);
-                layout.tag("latest", blob.descriptor(media::MANIFEST));
-                Stage::of(Faulty::start(layout, []))
-            },
-        )
-        .asks(1, 0, 4, 0),
-        row(
-            "a foreign layer, at its own address",
-            "blobs: foreign layer with urls",
-            |w| {
-                let publisher = Faulty::start(Arc::clone(&w.hello), []);
-                let digest = w.layer();
-                let url = format!("http://{}/v2/there/blobs/{digest}", elsewhere(&publisher));
-                let layout = with_layers(|layers| {
-                    layers[1]["urls"] = json!([url]);
-                    layers[1]["mediaType"] =
-                        json!("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip");
-                });
-                let auth = Auth::Basic(USER.to_owned(), PASSWORD.to_owned());
-                let absent = Rule::on(Kind::Blob, Action::status(404)).what(&digest);
-                let registry = Faulty::start_with(layout, auth, [absent]);
-                Stage::of(registry).creds().watch(publisher)
-            },
-        )
-        .asks(2, 0, 5, 0)
-        .check(|seen, _| {
-            let there = |path: &str| path.contains("/there/");
-            let leaked = seen
-                .requests
-                .iter()
-                .any(|r| there(&r.path) && r.authorized());
-            holds(!leaked, "credentials went to the publisher")
-        }),
-        lone("an absent layer", "status codes: 404", |w| {
-            vec![layer_always(w, Action::status(404))]
-        })
-        .fails("not_found")
-        .left(Left::Partial)
-        .asks(1, 1, 2, 0)
-        .heals(),
-    ]
-}
-
 /// What a call that was killed leaves is used by the next one.
 fn kills() -> Vec<Row> {
     let big = |_: &World| {
@@ -598,11 +504,11 @@ fn kills() -> Vec<Row> {
         Stage::of(Faulty::start(layout, [Rule::on(Kind::Blob, drip)]))
     };
     vec![
-        row("killed in mid-layer", "bullet: kill -9", big)
+        row("killed in mid-layer", "kill -9", big)
             .killed_at(9 << 20)
             .asks_within([2..=2, 1..=2, 4..=6, 0..=0])
             .twice(4 << 20),
-        row("killed in mid-layer, into a layout", "bullet: kill -9", big)
+        row("killed in mid-layer, into a layout", "kill -9", big)
             .in_layout()
             .killed_at(9 << 20)
             .asks_within([2..=2, 1..=2, 4..=8, 0..=0])

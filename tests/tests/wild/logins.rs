@@ -10,6 +10,7 @@ use edgepull_tests::pki::Authority;
 use edgepull_tests::registry::{self, Door};
 use edgepull_tests::token_server::TokenServer;
 
+use super::credentials::{auths, basic_registry};
 use super::row::{Left, PASSWORD, Row, Stage, USER, World, holds, row, with_login};
 
 fn user() -> (String, String) {
@@ -44,23 +45,6 @@ fn tokens(
     .asks(2, 1, 4, 1)
 }
 
-/// Docker's config.json with an entry for the registry.
-fn auths(host: &str, entry: &str) -> String {
-    format!("{{\"auths\":{{\"{host}\":{{{entry}}}}}}}")
-}
-
-fn basic_entry() -> String {
-    format!(
-        "\"auth\":\"{}\"",
-        base64(format!("{USER}:{PASSWORD}").as_bytes())
-    )
-}
-
-fn basic_registry(w: &World) -> Faulty {
-    let auth = Auth::Basic(USER.to_owned(), PASSWORD.to_owned());
-    Faulty::start_with(Arc::clone(&w.hello), auth, [])
-}
-
 fn token_requests(requests: &[Request]) -> impl Iterator<Item = &Request> {
     requests.iter().filter(|r| r.kind == Kind::Token)
 }
@@ -69,7 +53,6 @@ pub(crate) fn rows() -> Vec<Row> {
     let mut rows = dialects();
     rows.extend(lifetimes());
     rows.extend(refusals());
-    rows.extend(sources());
     rows.extend(real());
     rows
 }
@@ -468,71 +451,6 @@ fn refusals() -> Vec<Row> {
     ]
 }
 
-fn sources() -> Vec<Row> {
-    vec![
-        row("Basic with --creds", "self-hosted: Nexus", |w| {
-            Stage::of(basic_registry(w)).creds()
-        })
-        .asks(2, 1, 4, 0),
-        row("Basic from $DOCKER_CONFIG", "basics", |w| {
-            let server = basic_registry(w);
-            let file = auths(server.host(), &basic_entry());
-            Stage::of(server).file("config.json", file)
-        })
-        .asks(2, 1, 4, 0),
-        row("Basic from $DOCKER_AUTH_CONFIG", "basics", |w| {
-            let server = basic_registry(w);
-            let text = auths(server.host(), &basic_entry());
-            Stage::of(server).env("DOCKER_AUTH_CONFIG", text)
-        })
-        .asks(2, 1, 4, 0),
-        row(
-            "Basic from a credential helper",
-            "public registries: ECR: helpers",
-            |w| {
-                let server = basic_registry(w);
-                let file = format!("{{\"credHelpers\":{{\"{}\":\"lab\"}}}}", server.host());
-                let helper = format!(
-                    "#!/bin/sh\n[ \"$1\" = get ] || exit 1\ncat >/dev/null\n\
-                 echo '{{\"ServerURL\":\"x\",\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n"
-                );
-                Stage::of(server)
-                    .file("config.json", file)
-                    .file("docker-credential-lab", helper)
-            },
-        )
-        .asks(2, 1, 4, 0),
-        row(
-            "a credential helper that fails",
-            "public registries: ECR: helpers",
-            |w| {
-                let server = basic_registry(w);
-                let file = format!(
-                    "{{\"credsStore\":\"lab\",\"auths\":{{\"{}\":{{}}}}}}",
-                    server.host()
-                );
-                let helper = format!("#!/bin/sh\necho '{PASSWORD} is locked' >&2\nexit 1\n");
-                Stage::of(server)
-                    .file("config.json", file)
-                    .file("docker-credential-lab", helper)
-            },
-        )
-        .fails("unauthorized")
-        .asks(1, 0, 0, 0),
-        row(
-            "credentials of another registry",
-            "mirrors: credentials by origin",
-            |w| {
-                let server = basic_registry(w);
-                let file = auths("registry.example", &basic_entry());
-                Stage::of(server).file("config.json", file)
-            },
-        )
-        .fails("unauthorized")
-        .asks(1, 0, 0, 0),
-    ]
-}
-
 /// The real registry, with the requests counted by a proxy in front.
 fn real() -> Vec<Row> {
     vec![
@@ -579,45 +497,32 @@ fn real() -> Vec<Row> {
         row(
             "docker-registry with signed tokens",
             "public registries: GitLab: JWT",
-            |w| {
-                let signer = Authority::new();
-                let server = TokenServer::start(&signer.identity(), Some((USER, PASSWORD)));
-                let (realm, certificate) = (server.realm().to_owned(), signer.certificate());
-                let door = Door::Tokens {
-                    realm: &realm,
-                    signer: &certificate,
-                };
-                let registry = w.registry().beside(&door);
-                let proxy = FaultProxy::start(registry.host(), 1, Fault::Pass);
-                Stage::at(proxy.host(), &w.hello)
-                    .creds()
-                    .watch(proxy)
-                    .watch(server)
-                    .keep((registry, signer))
-            },
+            |w| signed(w, PASSWORD),
         )
         .asks(2, 1, 4, 1),
         row(
             "docker-registry whose token server refuses",
             "public registries: GHCR",
-            |w| {
-                let signer = Authority::new();
-                let server = TokenServer::start(&signer.identity(), Some((USER, "other")));
-                let (realm, certificate) = (server.realm().to_owned(), signer.certificate());
-                let door = Door::Tokens {
-                    realm: &realm,
-                    signer: &certificate,
-                };
-                let registry = w.registry().beside(&door);
-                let proxy = FaultProxy::start(registry.host(), 1, Fault::Pass);
-                Stage::at(proxy.host(), &w.hello)
-                    .creds()
-                    .watch(proxy)
-                    .watch(server)
-                    .keep((registry, signer))
-            },
+            |w| signed(w, "other"),
         )
         .fails("unauthorized")
         .asks(1, 0, 0, 2),
     ]
+}
+
+/// The real registry with a token server that knows the user by `password`.
+fn signed(w: &World, password: &'static str) -> Stage {
+    let signer = Authority::new();
+    let server = TokenServer::start(&signer.identity(), Some((USER, password)));
+    let (realm, certificate) = (server.realm().to_owned(), signer.certificate());
+    let registry = w.registry().beside(&Door::Tokens {
+        realm: &realm,
+        signer: &certificate,
+    });
+    let proxy = FaultProxy::start(registry.host(), 1, Fault::Pass);
+    Stage::at(proxy.host(), &w.hello)
+        .creds()
+        .watch(proxy)
+        .watch(server)
+        .keep((registry, signer))
 }

@@ -385,7 +385,7 @@ fn tables() -> Vec<Row> {
         .asks_within([1..=1, 1..=1, 8..=12, 0..=0]),
         row(
             "a hosts.toml that is broken",
-            "bullet: a parse error is reported",
+            "hosts.toml: a parse error is reported",
             |w| {
                 let upstream = Faulty::start(Arc::clone(&w.hello), []);
                 let host = upstream.host().to_owned();
@@ -397,7 +397,7 @@ fn tables() -> Vec<Row> {
         .says(&["hosts.toml", "line 3"]),
         row(
             "a hosts.toml with a wrong type",
-            "bullet: a parse error is reported",
+            "hosts.toml: a parse error is reported",
             |w| {
                 let upstream = Faulty::start(Arc::clone(&w.hello), []);
                 let host = upstream.host().to_owned();
@@ -446,7 +446,7 @@ fn transports() -> Vec<Row> {
             "TLS and proxies: ca in hosts.toml",
             move |w| secured(w, false, vec![], "ca = \"CA\"\n"),
         ),
-        row("skip_verify", "bullet: hosts.toml", move |w| {
+        row("skip_verify", "hosts.toml", move |w| {
             secured(w, false, vec![], "skip_verify = true\n")
         }),
         row(
@@ -516,7 +516,7 @@ fn transports() -> Vec<Row> {
         ),
         row(
             "a CA as docker keeps it",
-            "bullet: .crt fallback",
+            "docker's .crt folders",
             move |w| {
                 let authority = std::fs::read_to_string(w.authority().certificate()).unwrap();
                 let mut stage = secured(w, false, vec![], "");

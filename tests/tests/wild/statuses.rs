@@ -147,7 +147,7 @@ fn limits() -> Vec<Row> {
         .fails("rate_limited")
         .asks(1, 0, 0, 0)
         .says(&["100", "3600"]),
-        row("a rate cap", "bullet: rate cap", |w| {
+        row("a rate cap", "a rate cap", |w| {
             Stage::of(Faulty::start(Arc::clone(&w.hello), [])).args(["--limit-rate", "500k"])
         })
         // 1.2 MB at 0.5 MB/s; a burst of one second's worth may be free.
