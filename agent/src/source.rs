@@ -16,6 +16,9 @@ use crate::{
 /// reads it runs a [`Verifier`] along, because only the reader has seen all bytes.
 pub type BlobStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
 
+/// Blobs that are read at once unless somebody says otherwise; containerd's own default.
+pub const BLOBS_AT_ONCE: usize = 3;
+
 /// One place that holds an image's content.
 pub trait Source: Send + Sync + fmt::Debug {
     /// The document that `descriptor` points at, verified against its digest.
@@ -45,6 +48,12 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// wrong digest may be the fault of the joint, and not of the content.
     fn pieced(&self, _descriptor: &Descriptor) -> bool {
         false
+    }
+
+    /// How many blobs it may be asked for at once, at least 1. Each that is on its way
+    /// takes up to about 3 MiB of memory.
+    fn at_once(&self) -> usize {
+        BLOBS_AT_ONCE
     }
 
     /// What to call it in messages: `registry.example`, `oci:dir`.
@@ -112,6 +121,10 @@ impl Source for Nearest<'_> {
         self.near.pieced(descriptor) || self.far.pieced(descriptor)
     }
 
+    fn at_once(&self) -> usize {
+        self.far.at_once()
+    }
+
     fn name(&self) -> &str {
         self.far.name()
     }
@@ -157,6 +170,10 @@ impl Source for InHand<'_> {
 
     fn pieced(&self, descriptor: &Descriptor) -> bool {
         self.far.pieced(descriptor)
+    }
+
+    fn at_once(&self) -> usize {
+        self.far.at_once()
     }
 
     fn name(&self) -> &str {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edgepull_tests::containerd::{Setup, Version};
+use edgepull_tests::containerd::{Containerd, Setup, Version};
 use edgepull_tests::edgepull::Edgepull;
 use edgepull_tests::faulty::{Action, Faulty, Kind, Rule};
 use edgepull_tests::forward_proxy::ForwardProxy;
@@ -146,17 +146,27 @@ fn each_registry_has_its_own_way() {
     assert!(error.to_string().contains("proxy"), "{error}");
 }
 
-/// One blob after the other, where only one at a time is allowed.
+/// As many blobs at once as is said, in either store: fewer than usual, and more.
 #[test]
-fn downloads_at_once_are_limited() {
+fn as_many_downloads_at_once_as_is_said() {
     let slow = || Rule::on(Kind::Blob, Action::Slow(4096, Duration::from_millis(20)));
-    for (limit, alone) in [(1, true), (3, false)] {
-        let registry = Faulty::start(image::big(4, 64 << 10), [slow()]);
-        let (dir, path) = config(&format!("[limits]\nmax_concurrent_downloads = {limit}\n"));
-        let store = format!("oci:{}", dir.path().join("out").display());
-        let reference = registry.reference("lab/app", "latest");
-        let call = verb("pull", &path).args([&reference, "--store", &store]);
-        call.run().exits(0);
-        assert_eq!(registry.most_at_once() == 1, alone, "with {limit}");
+    let daemon = Containerd::start(Version::V1_7);
+    // Other bytes each time: containerd gives a namespace what another one has.
+    for (limit, size) in [(1, 64 << 10), (5, 65 << 10)] {
+        for layout in [true, false] {
+            let registry = Faulty::start(image::big(6, size), [slow()]);
+            let (dir, path) = config(&format!("[limits]\nmax_concurrent_downloads = {limit}\n"));
+            let store = format!("oci:{}", dir.path().join("out").display());
+            let reference = registry.reference("lab/app", "latest");
+            let call = verb("pull", &path).arg(&reference);
+            let call = if layout {
+                call.args(["--store", &store])
+            } else {
+                call.on(&daemon, &format!("limit{limit}"))
+            };
+            call.run().exits(0);
+            let most = registry.most_at_once();
+            assert_eq!(most, limit, "into a layout: {layout}");
+        }
     }
 }

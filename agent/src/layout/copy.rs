@@ -15,8 +15,6 @@ use crate::{
     source::Source,
 };
 
-/// Blobs on their way at once. The disk is the narrow place, one more hides latency.
-const PARALLEL: usize = 3;
 /// Bytes that are collected before they are handed to the disk in one step.
 pub(super) const BATCH: usize = 256 << 10;
 
@@ -107,7 +105,7 @@ pub async fn copy_to_layout(
     {
         let mut copies = stream::iter(blobs)
             .map(|blob| layout.put_blob(blob, source, events, reference))
-            .buffer_unordered(PARALLEL);
+            .buffer_unordered(source.at_once().max(1));
         while let Some(done) = copies.next().await {
             stats += done?;
         }

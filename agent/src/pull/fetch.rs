@@ -91,11 +91,10 @@ fn add(sum: &mut Ingested, ingested: Ingested, size: u64) {
     sum.downloaded += size.saturating_sub(ingested.reused);
 }
 
-/// Fetches `blobs`, at most `concurrency` at once, in order of need.
+/// Fetches `blobs` in order of need, as many at once as the source gives.
 pub(super) async fn layers(
     ingest: &Ingest<'_>,
     blobs: &[&Descriptor],
-    concurrency: usize,
     arrivals: &Arrivals,
 ) -> Result<Ingested> {
     let labels = Labels::new();
@@ -110,7 +109,7 @@ pub(super) async fn layers(
             }
         })
         .collect();
-    let mut running = stream::iter(jobs).buffer_unordered(concurrency.max(1));
+    let mut running = stream::iter(jobs).buffer_unordered(ingest.source.at_once().max(1));
     let mut sum = Ingested::default();
     while let Some(ingested) = running.next().await {
         let ingested = ingested?;

@@ -9,4 +9,4 @@ mod unpack;
 
 pub use crate::choice::Choice;
 pub use present::is_present;
-pub use run::{Bytes, DEFAULT_CONCURRENCY, Outcome, Request, Status, pull_into};
+pub use run::{Bytes, Outcome, Request, Status, pull_into};

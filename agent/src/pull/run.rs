@@ -28,9 +28,6 @@ use crate::{
     source::Source,
 };
 
-/// Layers fetched at once, unless told otherwise; containerd's own default.
-pub const DEFAULT_CONCURRENCY: usize = 3;
-
 /// Runs of one pull whose lease is deleted below it.
 const LEASE_TRIES: u32 = 3;
 
@@ -61,8 +58,6 @@ pub struct Request<'a> {
     pub pin: bool,
     /// Value of `io.edgepull.managed` on records that this pull creates: who asked for it.
     pub managed_by: &'a str,
-    /// Layers fetched at once; each holds up to about 3 MiB in memory.
-    pub concurrency: usize,
 }
 
 /// Whether anything had to be done.
@@ -282,7 +277,7 @@ impl Work<'_> {
             }
             Ok::<_, Error>(written)
         };
-        let fetch = fetch::layers(&ingest, &needed, self.request.concurrency, &arrivals);
+        let fetch = fetch::layers(&ingest, &needed, &arrivals);
         let (layers, applied) = match tokio::try_join!(fetch, unpack) {
             Ok(done) => done,
             Err(error) => return Err(unpacker.clean(error).await),

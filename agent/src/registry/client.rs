@@ -8,7 +8,7 @@ use super::{
     auth::Auth, blob::Flow, credentials::Credentials, hosts::Hosts, notices::Notices, pace::Pace,
     proxy::Ways, quota::Quota, repo::Repo, retry::Policy, tls::Trust, transport::Transport,
 };
-use crate::oci::Reference;
+use crate::{oci::Reference, source::BLOBS_AT_ONCE};
 
 /// Long enough for a satellite link, short enough to try another host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -16,8 +16,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// A body that has begun is resumed, so that its silence need not be borne for long.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// containerd's own default.
-const CONCURRENT_DOWNLOADS: usize = 3;
 const USER_AGENT: &str = concat!("edgepull/", env!("CARGO_PKG_VERSION"));
 
 /// How registries are talked to.
@@ -59,7 +57,7 @@ impl Default for Settings {
             read_timeout: READ_TIMEOUT,
             stall_timeout: STALL_TIMEOUT,
             rate: None,
-            max_concurrent_downloads: CONCURRENT_DOWNLOADS,
+            max_concurrent_downloads: BLOBS_AT_ONCE,
             user_agent: USER_AGENT.to_owned(),
             system_proxy: true,
             ways: Ways::default(),
@@ -81,6 +79,8 @@ pub(super) struct Shared {
     pub(super) auth: Auth,
     pub(super) notices: Notices,
     pub(super) flow: Flow,
+    /// Blobs that may be fetched at once, and a permit for each.
+    pub(super) at_once: usize,
     pub(super) slots: Arc<Semaphore>,
 }
 
@@ -93,6 +93,9 @@ impl Client {
 
     pub(super) fn trusting(settings: Settings, trust: Trust) -> Self {
         let notices = Notices::default();
+        let at_once = settings
+            .max_concurrent_downloads
+            .clamp(1, Semaphore::MAX_PERMITS);
         Self {
             shared: Arc::new(Shared {
                 transport: Transport::trusting(&settings, trust, notices.clone()),
@@ -108,11 +111,8 @@ impl Client {
                     stall: settings.stall_timeout,
                     pace: settings.rate.map(|rate| Arc::new(Pace::new(rate))),
                 },
-                slots: Arc::new(Semaphore::new(
-                    settings
-                        .max_concurrent_downloads
-                        .clamp(1, Semaphore::MAX_PERMITS),
-                )),
+                at_once,
+                slots: Arc::new(Semaphore::new(at_once)),
             }),
         }
     }

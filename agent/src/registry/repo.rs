@@ -281,6 +281,10 @@ impl Source for Repo {
         self.effort.is_pieced(&descriptor.digest)
     }
 
+    fn at_once(&self) -> usize {
+        self.client.shared.at_once
+    }
+
     fn name(&self) -> &str {
         self.reference.repository().domain()
     }

@@ -218,7 +218,6 @@ pub(crate) fn request<'a>(
         keep_layers: true,
         pin: false,
         managed_by: "test",
-        concurrency: 3,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Layers of unusual shape: several at once that fail, twice the same, foreign ones.
+//! Bodies and layers of unusual shape: chunked, without a length, listed twice, foreign.
 
 use std::sync::Arc;
 

@@ -375,7 +375,6 @@ async fn import_one(
         keep_layers: true,
         pin: call.pin,
         managed_by: "import",
-        concurrency: pull::DEFAULT_CONCURRENCY,
     };
     let outcome = pull::pull_into(&attached.engine, &request, events, &state_dir()).await?;
     row.ended(outcome);

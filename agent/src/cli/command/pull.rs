@@ -254,7 +254,6 @@ impl Job<'_> {
             keep_layers: true,
             pin: self.call.pin,
             managed_by: "cli",
-            concurrency: pull::DEFAULT_CONCURRENCY,
         }
     }
 
