@@ -68,14 +68,15 @@ pub fn of(dir: &Path) -> Tree {
     tree
 }
 
-/// The directories of an image's layers on overlayfs, topmost first, by a view on the top
-/// snapshot.
+/// The directories of an image's layers on overlayfs, topmost first, by a snapshot upon the
+/// top one.
 #[track_caller]
 pub fn layer_dirs(daemon: &Containerd, namespace: &str, chain: &[String]) -> Vec<PathBuf> {
     let top = chain.last().expect("an image has layers");
-    let key = format!("edgepull-lab-view-{}", &top[7..19]);
+    let key = format!("edgepull-lab-look-{}", &top[7..19]);
+    // Not a view: of these two only `prepare` is held against garbage collection by ctr.
     daemon
-        .ctr(namespace, &["snapshots", "view", &key, top])
+        .ctr(namespace, &["snapshots", "prepare", &key, top])
         .ok();
     let mounts = daemon
         .ctr(namespace, &["snapshots", "mounts", "/lab", &key])

@@ -77,9 +77,14 @@ const LAYERS: &[&[&str]] = &[
     &["kind"],
     &["error", "redact"],
     &["oci", "table"],
-    &["event", "engine", "source", "choice"],
-    &["registry", "containerd", "layout", "resolve"],
-    &["pull", "config"],
+    &[
+        "event", "engine", "source", "choice", "schedule", "pressure", "clock",
+    ],
+    &["registry", "containerd", "layout", "resolve", "desired"],
+    &["pull", "config", "asked"],
+    &["keep", "reconcile"],
+    &["status", "metrics"],
+    &["daemon"],
     &["cli"],
 ];
 

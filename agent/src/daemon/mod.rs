@@ -1,0 +1,1 @@
+//! The daemon: one loop over plan and steps, and those who ask it.
