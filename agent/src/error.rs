@@ -6,7 +6,7 @@
 
 use std::{fmt, io, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::kind::Kind;
 
@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone)]
 pub struct Error(Box<Detail>);
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Detail {
     kind: Kind,
     message: String,
@@ -191,6 +191,13 @@ impl Serialize for Error {
     }
 }
 
+/// A failure that another process of edgepull reported.
+impl<'de> Deserialize<'de> for Error {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Detail::deserialize(deserializer).map(|detail| Self(Box::new(detail)))
+    }
+}
+
 /// The message alone; the causes and the hint are rendered by who prints it.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -220,6 +227,8 @@ mod tests {
         for key in ["reference", "host", "platform", "wanted", "offered", "hint"] {
             assert!(json.get(key).is_some(), "{key} is always present");
         }
+        let back: Error = serde_json::from_value(json.clone()).expect("what was written");
+        assert_eq!(serde_json::to_value(&back).expect("plain data"), json);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! decision, the metric label and the report field; each by an exhaustive
 //! match, so that a new kind does not compile before all of them are decided.
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// What went wrong, as users, scripts and dashboards know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,6 +120,11 @@ impl Kind {
         }
     }
 
+    /// The kind of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// Whether the same call may succeed later without anybody changing anything.
     pub const fn retryable(self) -> bool {
         match self {
@@ -162,6 +167,13 @@ impl Serialize for Kind {
     }
 }
 
+impl<'de> Deserialize<'de> for Kind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::named(&name).ok_or_else(|| de::Error::custom("no such kind of failure"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +182,7 @@ mod tests {
     fn every_kind_is_ranked_once() {
         let names: std::collections::BTreeSet<_> = Kind::ALL.iter().map(|k| k.name()).collect();
         assert_eq!(names.len(), Kind::ALL.len());
+        assert!(Kind::ALL.iter().all(|k| Kind::named(k.name()) == Some(*k)));
     }
 
     #[test]
