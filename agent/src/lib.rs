@@ -7,6 +7,7 @@
 
 pub mod choice;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod containerd;
 pub mod daemon;
