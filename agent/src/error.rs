@@ -36,6 +36,9 @@ struct Detail {
     /// The far side's own word; a scheduler uses it, the report has it in the hint.
     #[serde(skip)]
     retry_after: Option<Duration>,
+    /// It would not have failed with the right time; a scheduler uses it.
+    #[serde(skip)]
+    of_clock: bool,
 }
 
 macro_rules! context {
@@ -65,6 +68,7 @@ impl Error {
             hint: None,
             retryable: kind.retryable(),
             retry_after: None,
+            of_clock: false,
         }))
     }
 
@@ -143,6 +147,17 @@ impl Error {
     /// How long the far side asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
+    }
+
+    /// This device's clock seems to be behind: a certificate is not valid yet.
+    pub fn of_clock(mut self) -> Self {
+        self.0.of_clock = true;
+        self
+    }
+
+    /// Whether the clock being set may be all that is needed.
+    pub fn is_of_clock(&self) -> bool {
+        self.0.of_clock
     }
 
     pub fn kind(&self) -> Kind {

@@ -8,6 +8,7 @@
 pub mod asked;
 pub mod choice;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod containerd;
 pub mod daemon;
