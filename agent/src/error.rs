@@ -189,6 +189,34 @@ impl Error {
         self.0.hint.as_deref()
     }
 
+    /// A failure that was written as JSON: by a daemon that was asked, or into a file by an
+    /// earlier run. Without a known kind it is none.
+    pub fn from_json(value: &serde_json::Value) -> Option<Self> {
+        let text = |key: &str| value.get(key).and_then(serde_json::Value::as_str);
+        let list = |key: &str| -> Vec<String> {
+            let items = value.get(key).and_then(serde_json::Value::as_array);
+            let texts = items.into_iter().flatten().filter_map(|item| item.as_str());
+            texts.map(str::to_owned).collect()
+        };
+        let mut error = Self::new(Kind::from_name(text("kind")?)?, text("message")?);
+        error.0.causes = list("causes");
+        error.0.wanted = list("wanted");
+        error.0.offered = list("offered");
+        for (key, field) in [
+            ("reference", &mut error.0.reference),
+            ("host", &mut error.0.host),
+            ("registry", &mut error.0.registry),
+            ("platform", &mut error.0.platform),
+            ("hint", &mut error.0.hint),
+        ] {
+            *field = text(key).map(str::to_owned);
+        }
+        if let Some(retryable) = value.get("retryable").and_then(serde_json::Value::as_bool) {
+            error.0.retryable = retryable;
+        }
+        Some(error)
+    }
+
     /// A local file operation failed on `path`.
     pub fn io(action: &str, path: &std::path::Path, source: &io::Error) -> Self {
         let kind = match source.kind() {
@@ -244,6 +272,29 @@ mod tests {
         }
         let back: Error = serde_json::from_value(json.clone()).expect("what was written");
         assert_eq!(serde_json::to_value(&back).expect("plain data"), json);
+    }
+
+    #[test]
+    fn a_failure_survives_its_json() {
+        let error = Error::new(Kind::PlatformMissing, "cannot pull `r.example/a:1`")
+            .because("no entry fits")
+            .reference("r.example/a:1")
+            .platforms(
+                vec!["linux/arm64".to_owned()],
+                vec!["linux/amd64".to_owned()],
+            )
+            .hint("ask the publisher")
+            .retry(true);
+        let json = serde_json::to_value(&error).expect("plain data");
+        let back = Error::from_json(&json).expect("the kind is known");
+        assert_eq!(serde_json::to_value(&back).expect("plain data"), json);
+        for other in [
+            serde_json::json!({"kind": "news", "message": "x"}),
+            serde_json::json!({"kind": "internal"}),
+            serde_json::json!(null),
+        ] {
+            assert!(Error::from_json(&other).is_none(), "{other}");
+        }
     }
 
     #[test]
