@@ -310,7 +310,7 @@ fn is_identifier(text: &str) -> bool {
             .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
 }
 
-/// Writes `text` for node_exporter's textfile collector, which must never see half of it
+/// Writes `text` for `node_exporter`'s textfile collector, which must never see half of it
 /// and reads only names that end in `.prom`.
 pub fn write_textfile(path: &Path, text: &str) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
