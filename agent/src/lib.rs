@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod asked;
 pub mod choice;
 pub mod cli;
 pub mod config;

@@ -345,7 +345,8 @@ impl Containerd {
             .lines()
             .skip(1)
             .filter_map(|line| {
-                let columns: Vec<&str> = line.split('\t').collect();
+                // Cells are padded with tabs as well: an age may be longer than another.
+                let columns: Vec<&str> = line.split('\t').filter(|c| !c.is_empty()).collect();
                 Some((
                     columns.first()?.trim().to_owned(),
                     labels(columns.get(3).copied().unwrap_or_default()),
