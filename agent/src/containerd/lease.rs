@@ -269,6 +269,18 @@ impl Engine {
         Ok(answer.leases)
     }
 
+    /// The hash of the pull or the check of ours that holds the snapshot `key`, if one does.
+    pub async fn holder_of(&self, snapshotter: &str, key: &str) -> Result<Option<String>> {
+        let kind = format!("snapshots/{snapshotter}");
+        for lease in self.leases(&format!("labels.\"{LEASE_LABEL}\"")).await? {
+            let held = self.resources(&lease.id).await?;
+            if held.iter().any(|r| r.r#type == kind && r.id == key) {
+                return Ok(lease.labels.get(LEASE_LABEL).cloned());
+            }
+        }
+        Ok(None)
+    }
+
     /// Makes a lease of full life. That it exists is as good: it is ours by its name.
     async fn create_lease(&self, id: &str, hash: &str) -> Result<()> {
         let until = Timestamp::now()

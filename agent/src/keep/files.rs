@@ -214,7 +214,11 @@ impl Layer {
                 stat: None,
             });
         };
-        let stat = match fstatat(directory, OsStr::from_bytes(name), AtFlags::AT_SYMLINK_NOFOLLOW) {
+        let stat = match fstatat(
+            directory,
+            OsStr::from_bytes(name),
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        ) {
             Ok(stat) => Some(stat),
             Err(Errno::ENOENT) => None,
             Err(errno) => return Err(cannot("look at", &as_named, errno)),
