@@ -4,6 +4,7 @@
 mod choose;
 mod files;
 mod layers;
+pub mod observe;
 pub mod pin;
 pub mod previous;
 pub mod prune;
@@ -11,6 +12,7 @@ pub mod recheck;
 pub mod repair;
 mod stand;
 
+pub use choose::config_of;
 pub use pin::{Pinned, set_pin};
 pub use previous::{hold_previous, trim};
 pub use prune::{Action, PruneOptions, PrunedRow, prune};
