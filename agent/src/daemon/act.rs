@@ -121,9 +121,7 @@ impl Daemon {
                 "{warning}"
             );
         }
-        self.handle
-            .board
-            .selected(key, pulled.platform.as_deref(), Timestamp::now());
+        self.handle.board.selected(key, pulled.platform.as_deref());
         // Nothing was written, so what was seen of it still holds.
         let unchanged = pulled.status == Status::Present
             && self
@@ -325,4 +323,8 @@ fn unexpected() -> Error {
         Kind::Internal,
         "a worker process did something else than its job",
     )
+}
+
+impl Daemon {
+    pub(super) async fn prune(&mut self) {}
 }

@@ -78,7 +78,7 @@ pub(super) enum News {
 
 /// The daemon's state, built and not yet running.
 #[derive(Debug)]
-pub struct Daemon {
+pub(super) struct Daemon {
     pub(super) session: Session,
     pub(super) places: Places,
     pub(super) declared: Declared,

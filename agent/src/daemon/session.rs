@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use edgepull_platform::{Facts, Host, Platform, detect};
+use edgepull_platform::{Facts, Host, detect};
 
 use super::host_document::{EngineRow, HostDocument};
 use crate::{

@@ -41,7 +41,11 @@ pub(super) async fn choose(engine: &Engine, target: &Descriptor, want: &Want) ->
 }
 
 /// The config of the image below `target`; `None` where the store does not have it whole.
-pub async fn config_of(engine: &Engine, target: &Descriptor, want: &Want) -> Result<Option<Digest>> {
+pub async fn config_of(
+    engine: &Engine,
+    target: &Descriptor,
+    want: &Want,
+) -> Result<Option<Digest>> {
     match choose(engine, target, want).await {
         Ok(choice) => Ok(Some(choice.config.digest().clone())),
         Err(error) if is_damage(&error) || error.kind() == Kind::PlatformMissing => Ok(None),

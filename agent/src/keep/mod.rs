@@ -10,6 +10,7 @@ pub mod previous;
 pub mod prune;
 pub mod recheck;
 pub mod repair;
+pub mod space;
 mod stand;
 
 pub use choose::config_of;
