@@ -35,9 +35,17 @@ const PROGRESS: Duration = Duration::from_millis(250);
 /// Events on their way out; there are a handful for each layer.
 const QUEUE: usize = 1024;
 
-/// Works for the daemon at the other end of standard input. `session` makes the settings
-/// out of the configuration that the daemon sends first.
+/// Works for the daemon at the other end of standard input, for as long as it is there.
+/// `session` makes the settings out of the configuration that the daemon sends first.
 pub async fn serve(session: impl FnOnce(Config) -> Session) -> Result<()> {
+    match work(session).await {
+        // It was killed, and whoever watches over it knows.
+        Err(error) if error.kind() == Kind::AgentUnavailable => Ok(()),
+        ended => ended,
+    }
+}
+
+async fn work(session: impl FnOnce(Config) -> Session) -> Result<()> {
     let stream = socket().map_err(|error| {
         Error::new(
             Kind::Usage,
@@ -48,7 +56,7 @@ pub async fn serve(session: impl FnOnce(Config) -> Session) -> Result<()> {
     let (from, to) = stream.into_split();
     let mut lines = BufReader::new(from).lines();
     let gone = |error: std::io::Error| {
-        Error::new(Kind::Internal, "the daemon went away").caused_by(&error)
+        Error::new(Kind::AgentUnavailable, "the daemon went away").caused_by(&error)
     };
     let Some(hello) = lines.next_line().await.map_err(gone)? else {
         return Ok(());
@@ -201,7 +209,7 @@ impl Voice {
         self.to
             .write_all(&line)
             .await
-            .map_err(|error| Error::new(Kind::Internal, "the daemon went away").caused_by(&error))
+            .map_err(|error| Error::new(Kind::AgentUnavailable, "the daemon went away").caused_by(&error))
     }
 }
 
