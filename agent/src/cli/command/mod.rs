@@ -8,4 +8,7 @@ pub(super) mod images;
 pub(super) mod inspect;
 pub(super) mod pull;
 mod row;
+pub(super) mod status;
+mod told;
 mod verdict;
+pub(super) mod wait;
