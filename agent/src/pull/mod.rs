@@ -13,4 +13,4 @@ pub use crate::choice::Choice;
 pub use image::{Ended, Found, Pulled, Puller};
 pub use present::is_present;
 pub use room::{Need, Room};
-pub use run::{Bytes, Outcome, Request, Status, pull_into};
+pub use run::{Bytes, Outcome, Request, Status, lock_name, pull_into};

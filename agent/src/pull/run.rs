@@ -119,7 +119,7 @@ pub async fn pull_into(
 
 /// The lock of one image in one engine: two containerds on a host have nothing to share,
 /// and one of them that hangs must not hold up the other.
-fn lock_name(address: &Path, lease_hash: &str) -> String {
+pub fn lock_name(address: &Path, lease_hash: &str) -> String {
     let address = std::fs::canonicalize(address).unwrap_or_else(|_| address.to_owned());
     let key = format!("{}\n{lease_hash}", address.display());
     Digest::of(key.as_bytes()).hex().chars().take(32).collect()
