@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(keys(&[CRI_PINNED, (PINNED_BY, "cli")]), None, "a person's");
         assert_eq!(
             keys(&[CRI_PINNED, (PINNED_BY, "agent"), (MANAGED, "agent")]),
-            Some(vec![PINNED_BY.to_owned(), CRI_PINNED.0.to_owned()])
+            Some(vec![CRI_PINNED.0.to_owned(), PINNED_BY.to_owned()])
         );
         assert_eq!(
             keys(&[PINNED, (PINNED_BY, "agent")]),

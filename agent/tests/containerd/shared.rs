@@ -209,7 +209,9 @@ fn what_we_write_is_what_ctr_writes() {
         let info = lab.ctr("ours", &["snapshots", "info", &chain]);
         assert!(info.contains("containerd.io/snapshot.ref"), "{info}");
         let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let ours = lab.state("ours").replace("io.edgepull.managed=test", "-");
+        let root = &image.choice.root.descriptor.digest;
+        let labels = format!("io.edgepull.managed=test,io.edgepull.target={root}");
+        let ours = lab.state("ours").replace(&labels, "-");
         assert_eq!(squeezed(&ours), squeezed(&theirs));
     });
 }

@@ -5,6 +5,8 @@ pub(super) mod detect;
 pub(super) mod export;
 pub(super) mod images;
 pub(super) mod inspect;
+pub(super) mod prune;
 pub(super) mod pull;
+pub(super) mod repair;
 mod row;
 mod verdict;
