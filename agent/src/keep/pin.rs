@@ -104,7 +104,7 @@ pub(super) async fn unpin(engine: &Engine, record: &ImageRecord) -> Result<bool>
     let Some(labels) = without_pin(record) else {
         return Ok(false);
     };
-    engine.label_image(&record.name, labels).await
+    engine.label_image(record, labels).await
 }
 
 /// The labels to take away with the pin (an empty value removes one).
