@@ -182,6 +182,19 @@ Examples:
         force: bool,
     },
 
+    /// Let go of images that nothing declares any more
+    #[command(
+        after_help = "Only what the daemon pulled is removed, and only if no container uses it; in `k8s.io`\nit is unpinned, and removing it is left to kubelet. Images pulled by hand stay."
+    )]
+    Prune {
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+
+    /// Look deep into images, and heal what a power cut or a failing disk damaged
+    Repair(Repair),
+
     /// Write images into an OCI archive, for hosts without a network
     #[command(
         after_help = "Example:\n  edgepull export nginx:1.27 --platform linux/arm64 --to nginx-arm64.tar"
@@ -281,10 +294,30 @@ impl Verb {
     pub(crate) fn progress(&self) -> Option<Progress> {
         match self {
             Self::Pull(pull) => Some(pull.progress),
+            Self::Repair(repair) => Some(repair.progress),
             Self::Export { progress, .. } | Self::Import { progress, .. } => Some(*progress),
             _ => None,
         }
     }
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Every blob is hashed, and every file of an unpacked layer compared with the layer's own tar.
+What is damaged is fetched or unpacked again; nothing that is intact is downloaded.
+
+Examples:
+  edgepull repair                      every image that edgepull put here or pinned
+  edgepull repair --check nginx:1.27   only look; exit code 31 if something is damaged")]
+pub(crate) struct Repair {
+    /// Image references [default: every image that edgepull put here or pinned]
+    #[arg(value_name = "REF")]
+    pub(crate) references: Vec<String>,
+    /// Only look
+    #[arg(long)]
+    pub(crate) check: bool,
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) progress: Progress,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -111,8 +111,7 @@ async fn act(
 ) -> Result<bool> {
     match action {
         Action::Removed => engine.delete_image_if(&record.name, &record.target).await,
-        _ if labels.is_empty() => Ok(true),
-        _ => engine.label_image(&record.name, labels).await,
+        _ => engine.label_image(record, labels).await,
     }
 }
 
