@@ -324,7 +324,3 @@ fn unexpected() -> Error {
         "a worker process did something else than its job",
     )
 }
-
-impl Daemon {
-    pub(super) async fn prune(&mut self) {}
-}
