@@ -133,7 +133,7 @@ where
             (stream, place) = accepted => match stream {
                 Ok(stream) => {
                     complained = false;
-                    let answered = answer(stream, server.clone());
+                    let answered = answer(stream, server.clone(), HEAD_TIME);
                     connections.spawn(async move {
                         answered.await;
                         drop(place);
@@ -152,7 +152,7 @@ where
 }
 
 /// One connection, one request: nothing is kept open that nobody uses.
-async fn answer<S>(stream: S, server: Server)
+async fn answer<S>(stream: S, server: Server, head_time: Duration)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -162,7 +162,7 @@ where
     });
     let ended = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(head_time)
         .max_buf_size(LARGEST_HEAD)
         .max_headers(MOST_HEADERS)
         .keep_alive(false)
