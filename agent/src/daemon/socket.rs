@@ -74,7 +74,10 @@ impl Control {
     /// Answers until dropped.
     pub async fn serve(self, handle: Handle) {
         let server = Server::new(handle, Surface::Control);
-        serve(server, || async { Ok(self.listener.accept().await?.0) }).await;
+        serve(server, || async {
+            Ok(Box::new(self.listener.accept().await?.0) as Stream)
+        })
+        .await;
     }
 }
 
@@ -109,15 +112,24 @@ impl Scrapes {
     /// Answers `/metrics`, `/healthz` and `/readyz`, and nothing else, until dropped.
     pub async fn serve(self, handle: Handle) {
         let server = Server::new(handle, Surface::Scrapes);
-        serve(server, || async { Ok(self.0.accept().await?.0) }).await;
+        serve(server, || async {
+            Ok(Box::new(self.0.accept().await?.0) as Stream)
+        })
+        .await;
     }
 }
 
+/// A connection of either kind: one type, so that the HTTP server is in the program once.
+type Stream = Box<dyn Duplex>;
+
+trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
+
 /// Accepts and answers; the connections end with it.
-async fn serve<S, F>(server: Server, accept: impl Fn() -> F)
+async fn serve<F>(server: Server, accept: impl Fn() -> F)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Future<Output = io::Result<S>>,
+    F: Future<Output = io::Result<Stream>>,
 {
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -152,10 +164,7 @@ where
 }
 
 /// One connection, one request: nothing is kept open that nobody uses.
-async fn answer<S>(stream: S, server: Server, head_time: Duration)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn answer(stream: Stream, server: Server, head_time: Duration) {
     let service = service_fn(move |request| {
         let server = server.clone();
         async move { Ok::<_, std::convert::Infallible>(server.answer(&request).await) }
