@@ -345,12 +345,9 @@ impl Containerd {
             .lines()
             .skip(1)
             .filter_map(|line| {
-                // Cells are padded with tabs as well: an age may be longer than another.
-                let columns: Vec<&str> = line.split('\t').filter(|c| !c.is_empty()).collect();
-                Some((
-                    columns.first()?.trim().to_owned(),
-                    labels(columns.get(3).copied().unwrap_or_default()),
-                ))
+                // The labels come last; ages of unlike length have tabs of unlike number after them.
+                let columns: Vec<&str> = line.split('\t').collect();
+                Some((columns.first()?.trim().to_owned(), labels(columns.last()?)))
             })
             .collect();
         rows.sort();

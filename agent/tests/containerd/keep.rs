@@ -1,221 +1,375 @@
-//! Pins and earlier targets on a real containerd; what the command line does is tested
-//! through it.
+//! What the daemon sees of its images: the store as it is, and changes as they happen.
+
+use std::time::{Duration, Instant};
 
 use edgepull::{
+    asked::{Asked, Reader},
     containerd::{
-        Engine, Lease,
-        labels::{CRI_PINNED, PINNED, PINNED_BY, PREVIOUS},
-        lease::lease_hash,
-        snapshot::{LayerOf, Prepared},
+        ChangeKind,
+        labels::{CRI_PINNED, Labels, PREVIOUS, PREVIOUS_SINCE},
     },
-    keep::{AGENT, Pinned, hold_previous, set_pin, trim},
-    oci::{ChainId, DiffId, Digest, Reference},
+    desired::{Desired, Origin},
+    keep::observe::{Listing, observe},
+    kind::Kind,
+    oci::{Descriptor, Digest},
+    reconcile::Observed,
+    resolve::Want,
+    schedule::Refresh,
 };
-use jiff::Timestamp;
+use tokio::time::timeout;
 
 use crate::{
-    lab::{Lab, pull_at, reference, request},
+    lab::{Lab, pull, reference, request},
     made::TestImage,
     runtime,
 };
 
-async fn pulled(lab: &Lab, engine: &Engine, name: &Reference, image: &TestImage) {
-    let source = image.source();
-    let mut request = request(name, &image.choice, &source);
-    request.managed_by = AGENT;
-    pull_at(engine, &request, &lab.path("locks"))
-        .await
-        .expect("a pull");
+type Damage<'a> = Box<dyn Fn() + 'a>;
+
+fn desired(name: &str, namespace: &str) -> Desired {
+    Desired {
+        reference: reference(name),
+        platform: "linux/amd64".to_owned(),
+        namespace: namespace.to_owned(),
+        refresh: Refresh::Never,
+        pin: true,
+        keep_previous: 0,
+        origin: Origin {
+            file: "images.d/test.txt".into(),
+            line: 1,
+        },
+    }
 }
 
-/// Value of a label on every record that has it.
-async fn labelled(engine: &Engine, key: &str) -> Vec<(String, String)> {
-    let mut found: Vec<(String, String)> = engine
-        .images(Vec::new())
-        .await
-        .expect("images")
-        .into_iter()
-        .filter_map(|record| Some((record.name, record.labels.get(key)?.clone())))
-        .collect();
-    found.sort();
-    found
+fn want(text: &str) -> Want {
+    match Asked::read(text, Reader::default()).expect("a platform") {
+        Asked::One(want) => *want,
+        Asked::All => panic!("one platform"),
+    }
 }
 
-#[test]
-fn a_pin_is_set_on_every_record_and_only_ours_is_taken_away() {
-    runtime().block_on(async {
-        let lab = Lab::start();
-        let engine = lab.engine("k8s.io").await;
-        let image = TestImage::two_layers(30);
-        let name = reference("r.example/app:1");
-        let target = image.choice.target().clone();
-        let config = image.choice.config.digest().clone();
-        let set = |on| set_pin(&engine, &name, &target, Some(&config), on);
-        assert_eq!(set(true).await.expect("an answer"), Pinned::Gone);
-        pulled(&lab, &engine, &name, &image).await;
-
-        assert_eq!(set(true).await.expect("pinned"), Pinned::Changed);
-        assert_eq!(labelled(&engine, CRI_PINNED.0).await.len(), 3);
-        assert_eq!(labelled(&engine, PINNED_BY).await.len(), 3);
-        assert_eq!(set(true).await.expect("pinned"), Pinned::Unchanged);
-
-        // A label that is gone, and a record that is gone.
-        let own = "r.example/app:1";
-        lab.ctr(
-            "k8s.io",
-            &["images", "label", own, "io.cri-containerd.pinned="],
-        );
-        lab.ctr("k8s.io", &["images", "rm", config.as_str()]);
-        assert_eq!(set(true).await.expect("pinned"), Pinned::Changed);
-        assert_eq!(labelled(&engine, CRI_PINNED.0).await.len(), 3);
-
-        // Another name of the same image keeps what it shares; what is not ours stays.
-        let other = reference("r.example/app:2");
-        pulled(&lab, &engine, &other, &image).await;
-        set_pin(&engine, &other, &target, Some(&config), true)
-            .await
-            .expect("pinned");
-        assert_eq!(set(false).await.expect("unpinned"), Pinned::Changed);
-        assert_eq!(labelled(&engine, CRI_PINNED.0).await.len(), 3);
-        lab.ctr(
-            "k8s.io",
-            &["images", "label", "r.example/app:2", "io.edgepull.pin="],
-        );
-        assert_eq!(set(true).await.expect("pinned"), Pinned::Changed);
-        assert_eq!(set(false).await.expect("unpinned"), Pinned::Changed);
-        let left = labelled(&engine, CRI_PINNED.0).await;
-        assert_eq!(left, [("r.example/app:2".to_owned(), "pinned".to_owned())]);
-        assert_eq!(set(false).await.expect("unpinned"), Pinned::Unchanged);
-    });
+async fn look(lab: &Lab, desired: &Desired) -> Observed {
+    let engine = lab.engine(&desired.namespace).await;
+    let listing = Listing::of(&engine).await.expect("a list");
+    let snapshotter = &engine.snapshotter(None).expect("one").name;
+    observe(
+        &engine,
+        snapshotter,
+        &listing,
+        desired,
+        &want(&desired.platform),
+    )
+    .await
+    .expect("an answer")
 }
 
 #[test]
-fn where_no_kubelet_is_one_record_says_it() {
+fn whatever_is_missing_is_seen_and_a_pull_mends_it() {
     runtime().block_on(async {
         let lab = Lab::start();
-        let engine = lab.engine("default").await;
-        let image = TestImage::two_layers(31);
-        let name = reference("r.example/app:1");
-        let target = image.choice.target().clone();
-        pulled(&lab, &engine, &name, &image).await;
-        let set = |on| {
-            set_pin(
-                &engine,
-                &name,
-                &target,
-                Some(image.choice.config.digest()),
-                on,
-            )
-        };
-        assert_eq!(set(true).await.expect("pinned"), Pinned::Changed);
-        assert_eq!(labelled(&engine, PINNED.0).await.len(), 1);
-        assert_eq!(set(true).await.expect("pinned"), Pinned::Unchanged);
-        assert_eq!(set(false).await.expect("unpinned"), Pinned::Changed);
-        assert!(labelled(&engine, PINNED.0).await.is_empty());
-        assert_eq!(engine.images(Vec::new()).await.expect("images").len(), 1);
-    });
-}
+        // Namespaces share blobs; a damaged one would come back from the other.
+        for (seed, namespace) in [(1, "default"), (2, "k8s.io")] {
+            let image = TestImage::two_layers(seed);
+            let source = image.source();
+            let one = desired("r.example/app:1", namespace);
+            let name = one.reference.record_name();
+            let root = image.choice.root.descriptor.digest.clone();
+            let mut request = request(&one.reference, &image.choice, &source);
+            assert_eq!(look(&lab, &one).await, Observed::default(), "nothing yet");
 
-#[test]
-fn an_earlier_target_survives_until_it_is_let_go_of() {
-    runtime().block_on(async {
-        let lab = Lab::start();
-        for namespace in ["default", "k8s.io"] {
-            let engine = lab.engine(namespace).await;
-            let name = reference("r.example/app:1");
-            let images = [32, 34, 36].map(TestImage::two_layers);
-            let mut times = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"].iter();
-            pulled(&lab, &engine, &name, &images[0]).await;
-            for pair in images.windows(2) {
-                let [old, new] = pair else { continue };
-                let now: Timestamp = times.next().expect("two").parse().expect("a time");
-                let (target, config) = (old.choice.target(), old.choice.config.digest());
-                let hold = |new| hold_previous(&engine, &name, target, new, Some(config), now);
-                assert!(!hold(&target.digest).await.expect("an answer"), "the same");
-                assert!(hold(&new.choice.target().digest).await.expect("held"));
-                pulled(&lab, &engine, &name, new).await;
+            pull(&lab, namespace, &request).await.expect("a pull");
+            let there = Observed {
+                target: Some(root.clone()),
+                complete: true,
+                ..Observed::default()
+            };
+            assert_eq!(look(&lab, &one).await, there);
+            request.pin = true;
+            pull(&lab, namespace, &request).await.expect("a pull");
+            let pinned = Observed {
+                pinned: true,
+                ..there.clone()
+            };
+            assert_eq!(look(&lab, &one).await, pinned);
+            let other = Desired {
+                platform: "linux/arm64".to_owned(),
+                ..one.clone()
+            };
+            assert!(!look(&lab, &other).await.complete, "not of that platform");
+
+            let chain = lab.ctr(namespace, &["snapshots", "ls"]);
+            let mut chain: Vec<&str> = chain
+                .lines()
+                .skip(1)
+                .filter_map(|line| line.split_whitespace().next())
+                .collect();
+            let held = |digest: &str| {
+                lab.ctr(
+                    namespace,
+                    &[
+                        "content",
+                        "label",
+                        digest,
+                        "containerd.io/gc.ref.content.config=",
+                    ],
+                )
+            };
+            let leaf = image.choice.leaf.descriptor.digest.as_str();
+            let config = image.choice.config.digest().as_str();
+            // A list is sorted by name, and the order of removal is the children's.
+            let mut damages: Vec<(&str, Damage<'_>)> = vec![
+                (
+                    "manifest",
+                    Box::new(|| drop(lab.ctr(namespace, &["content", "rm", leaf]))),
+                ),
+                (
+                    "config",
+                    Box::new(|| drop(lab.ctr(namespace, &["content", "rm", config]))),
+                ),
+                ("label", Box::new(|| drop(held(leaf)))),
+                (
+                    "bytes",
+                    Box::new(|| {
+                        let hex = image.choice.leaf.descriptor.digest.hex();
+                        let path = lab.path("root/io.containerd.content.v1.content/blobs/sha256");
+                        let file = path.join(hex);
+                        let length = std::fs::metadata(&file).expect("a blob").len();
+                        std::fs::remove_file(&file).expect("ours");
+                        std::fs::write(&file, vec![0; usize::try_from(length).expect("small")])
+                            .expect("ours");
+                    }),
+                ),
+            ];
+            let top = chain
+                .iter()
+                .position(|key| {
+                    lab.ctr(namespace, &["snapshots", "info", key])
+                        .contains("\"Parent\": \"sha256:")
+                })
+                .expect("a top");
+            let top = chain.remove(top);
+            damages.push((
+                "top",
+                Box::new(|| drop(lab.ctr(namespace, &["snapshots", "rm", top]))),
+            ));
+            if namespace == "k8s.io" {
+                damages.push((
+                    "config's record",
+                    Box::new(|| drop(lab.ctr(namespace, &["images", "rm", config]))),
+                ));
             }
-            lab.collect(namespace);
-            for image in &images {
-                for digest in image.blobs.keys() {
-                    assert!(engine.blob_info(digest).await.expect("an answer").is_some());
+            for (what, damage) in damages {
+                damage();
+                let seen = look(&lab, &one).await;
+                assert_eq!(seen.target.as_ref(), Some(&root), "{namespace}: {what}");
+                assert!(!seen.complete, "{namespace}: {what} is missed");
+                if what == "bytes" {
+                    // A pull finds the blob committed: that is for repair to mend.
+                    lab.ctr(namespace, &["content", "rm", leaf]);
+                    lab.collect(namespace);
+                }
+                pull(&lab, namespace, &request).await.expect("a pull");
+                assert_eq!(look(&lab, &one).await, pinned, "{namespace}: {what}");
+            }
+
+            // A pin that somebody took away from any of the records.
+            if namespace == "k8s.io" {
+                let unpinned = Labels::from([(CRI_PINNED.0.to_owned(), String::new())]);
+                let engine = lab.engine(namespace).await;
+                for record in [
+                    config.to_owned(),
+                    format!("r.example/app@{root}"),
+                    name.clone(),
+                ] {
+                    let there_now = engine.image(&record).await.expect("an answer");
+                    let there_now = there_now.expect("a record");
+                    assert!(
+                        engine
+                            .label_image(&there_now, unpinned.clone())
+                            .await
+                            .expect("labelled")
+                    );
+                    assert_eq!(look(&lab, &one).await, there, "{record}");
+                    pull(&lab, namespace, &request).await.expect("a pull");
+                    assert_eq!(look(&lab, &one).await, pinned, "{record}");
                 }
             }
-            assert_eq!(labelled(&engine, PREVIOUS).await.len(), 2, "{namespace}");
-
-            let oldest = format!("r.example/app@{}", images[0].choice.target().digest);
-            let gone = trim(&engine, &name, 1, &[]).await.expect("trimmed");
-            assert_eq!(gone, [oldest.as_str()]);
-            assert!(
-                trim(&engine, &name, 1, &[])
-                    .await
-                    .expect("trimmed")
-                    .is_empty()
-            );
-            lab.collect(namespace);
-            let is_kubernetes = namespace == "k8s.io";
-            let kept = engine.image(&oldest).await.expect("an answer");
-            assert_eq!(kept.is_some(), is_kubernetes, "kubelet removes its own");
-            assert!(kept.is_none_or(|record| !record.is_pinned()));
-            let layer = engine.blob_info(&images[0].layer(0).digest).await;
-            assert_eq!(layer.expect("an answer").is_some(), is_kubernetes);
-            let layer = engine.blob_info(&images[1].layer(0).digest).await;
-            assert!(
-                layer.expect("an answer").is_some(),
-                "the one before is kept"
-            );
-            if is_kubernetes {
-                let pinned: Vec<String> = labelled(&engine, CRI_PINNED.0)
-                    .await
-                    .into_iter()
-                    .map(|(name, _)| name)
-                    .collect();
-                let held = format!("r.example/app@{}", images[1].choice.target().digest);
-                let id = images[1].choice.config.digest().to_string();
-                assert_eq!(pinned, [held, id]);
-            }
-
-            // Rolled back: what is the target again is no earlier one.
-            let (now, old) = (images[2].choice.target(), images[1].choice.target());
-            let config = images[2].choice.config.digest();
-            let at = "2026-01-03T00:00:00Z".parse().expect("a time");
-            hold_previous(&engine, &name, now, &old.digest, Some(config), at)
-                .await
-                .expect("held");
-            pulled(&lab, &engine, &name, &images[1]).await;
-            trim(&engine, &name, 1, &[]).await.expect("trimmed");
-            let held = labelled(&engine, PREVIOUS).await;
-            assert_eq!(held.len(), 1);
-            assert!(held[0].0.ends_with(now.digest.as_str()));
+            lab.ctr(namespace, &["images", "rm", &name]);
+            assert_eq!(look(&lab, &one).await.target, None);
         }
     });
 }
 
-/// By that repair tells an unpack of ours that was killed from one that runs.
 #[test]
-fn an_unfinished_unpack_leads_to_the_pull_that_it_is_of() {
+fn earlier_targets_are_seen_the_youngest_first() {
     runtime().block_on(async {
         let lab = Lab::start();
         let engine = lab.engine("default").await;
-        let image = TestImage::two_layers(38);
-        let hash = lease_hash("default", "overlayfs", &Digest::of(b"x"));
-        let lease = Lease::acquire(&engine, &hash).await.expect("a lease");
-        let diff_id = DiffId(Digest::of(b"layer"));
-        let chain = ChainId::of_layers(std::slice::from_ref(&diff_id)).remove(0);
-        let of = LayerOf {
-            layer: image.layer(0),
-            diff_id: &diff_id,
-            chain: &chain,
-            parent: None,
+        let name = "r.example/app:1";
+        let put = async |record: &str, content: &str, since: Option<&str>| {
+            let digest = Digest::of(content.as_bytes());
+            let target = Descriptor::new(edgepull::oci::MediaType::OciIndex, digest.clone(), 7);
+            let mut labels = Labels::new();
+            if let Some(since) = since {
+                labels.insert(PREVIOUS.to_owned(), name.to_owned());
+                labels.insert(PREVIOUS_SINCE.to_owned(), since.to_owned());
+            }
+            let record = record.replace("DIGEST", digest.as_str());
+            engine
+                .put_image(&record, &target, &labels, &Labels::new())
+                .await
+                .expect("a record");
+            digest
         };
-        let leased = lease.engine().expect("leased");
-        let prepared = leased.prepare_layer("overlayfs", of).await;
-        let Prepared::Active(snapshot) = prepared.expect("prepared") else {
-            panic!("nobody has it");
-        };
-        let holder = engine.holder_of("overlayfs", &snapshot.key).await;
-        assert_eq!(holder.expect("an answer"), Some(hash));
-        let nobody = engine.holder_of("overlayfs", "extract-0-none").await;
-        assert_eq!(nobody.expect("an answer"), None);
+        let old = put("r.example/app@DIGEST", "old", Some("2026-01-01T00:00:00Z")).await;
+        let odd = put("r.example/app@DIGEST", "odd", Some("yesterday")).await;
+        let young = put(
+            "r.example/app@DIGEST",
+            "young",
+            Some("2026-02-01T00:00:00+01:00"),
+        )
+        .await;
+        put("r.example/app@DIGEST", "other", None).await;
+        let now = put("r.example/app@DIGEST", "now", Some("2026-03-01T00:00:00Z")).await;
+        let one = desired(name, "default");
+        let before = look(&lab, &one).await;
+        assert_eq!(
+            before.previous,
+            [now.clone(), young.clone(), old.clone(), odd.clone()],
+            "without a record"
+        );
+        put(name, "now", None).await;
+        let seen = look(&lab, &one).await;
+        assert_eq!(seen.target, Some(now));
+        assert!(!seen.complete, "no content");
+        assert_eq!(seen.previous, [young, old, odd]);
+    });
+}
+
+/// Shared content, so that it is quick to make; each is looked at by itself.
+#[test]
+fn many_images_are_observed_in_no_time() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::two_layers(4);
+        let source = image.source();
+        let name = reference("r.example/app:0");
+        let request = request(&name, &image.choice, &source);
+        pull(&lab, "default", &request).await.expect("a pull");
+        let engine = lab.engine("default").await;
+        let all: Vec<Desired> = (0..256)
+            .map(|tag| desired(&format!("r.example/app:{tag}"), "default"))
+            .collect();
+        for one in &all {
+            let name = one.reference.record_name();
+            let target = image.choice.target();
+            engine
+                .put_image(&name, target, &Labels::new(), &Labels::new())
+                .await
+                .expect("a record");
+        }
+        let want = want("linux/amd64");
+        let begun = Instant::now();
+        let listing = Listing::of(&engine).await.expect("a list");
+        for one in &all {
+            let seen = observe(&engine, "overlayfs", &listing, one, &want)
+                .await
+                .expect("an answer");
+            assert!(seen.complete && !seen.pinned);
+        }
+        let took = begun.elapsed();
+        eprintln!("256 images observed in {took:?}");
+        assert!(took < Duration::from_secs(10), "{took:?}");
+    });
+}
+
+#[test]
+fn changes_of_records_are_told_until_containerd_goes_away() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let engine = lab.engine("default").await;
+        let other = lab.engine("other").await;
+        let foreign = lab.engine("foreign").await;
+        let mut changes = engine.changes(&["default", "other"]);
+        // Nothing is told before it is set up, and that takes a moment.
+        assert!(
+            timeout(Duration::from_millis(500), changes.next())
+                .await
+                .is_err()
+        );
+        let target = Descriptor::new(edgepull::oci::MediaType::OciIndex, Digest::of(b"x"), 1);
+        let none = Labels::new();
+        let label = Labels::from([("a".to_owned(), "b".to_owned())]);
+        foreign
+            .put_image("f:1", &target, &none, &none)
+            .await
+            .expect("a record");
+        engine
+            .put_image("a:1", &target, &none, &none)
+            .await
+            .expect("a record");
+        let record = engine.image("a:1").await.expect("an answer");
+        let record = record.expect("a record");
+        engine.label_image(&record, label).await.expect("a label");
+        other
+            .put_image("b:1", &target, &none, &none)
+            .await
+            .expect("a record");
+        engine.delete_image("a:1", false).await.expect("deleted");
+        for (namespace, kind, name) in [
+            ("default", ChangeKind::Created, "a:1"),
+            ("default", ChangeKind::Updated, "a:1"),
+            ("other", ChangeKind::Created, "b:1"),
+            ("default", ChangeKind::Deleted, "a:1"),
+        ] {
+            let change = timeout(Duration::from_secs(5), changes.next())
+                .await
+                .expect("in time")
+                .expect("a change");
+            assert_eq!(
+                (change.namespace.as_str(), change.kind, change.name.as_str()),
+                (namespace, kind, name)
+            );
+        }
+        assert!(
+            timeout(Duration::from_millis(200), changes.next())
+                .await
+                .is_err(),
+            "no more"
+        );
+
+        let quiet = &mut engine.changes(&["default"]);
+        assert!(
+            timeout(Duration::from_millis(200), quiet.next())
+                .await
+                .is_err()
+        );
+        lab.kill();
+        for changes in [&mut changes, quiet] {
+            for _ in 0..2 {
+                let ended = timeout(Duration::from_secs(5), changes.next())
+                    .await
+                    .expect("at once");
+                assert_eq!(
+                    ended.expect_err("the end").kind(),
+                    Kind::ContainerdUnavailable
+                );
+            }
+        }
+        lab.run();
+        let mut again = lab.engine("default").await.changes(&["default"]);
+        assert!(
+            timeout(Duration::from_millis(500), again.next())
+                .await
+                .is_err()
+        );
+        engine
+            .put_image("c:1", &target, &none, &none)
+            .await
+            .expect("a record");
+        let change = timeout(Duration::from_secs(5), again.next())
+            .await
+            .expect("in time");
+        assert_eq!(change.expect("a change").name, "c:1");
     });
 }
