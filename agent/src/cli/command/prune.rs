@@ -1,17 +1,20 @@
 //! `prune`: letting go of what is declared no more.
 
-use std::path::{Path, PathBuf};
-
 use serde::Serialize;
 
-use super::super::{Failures, context::Context, output};
+use super::{
+    super::{Failures, context::Context, output},
+    agent::places,
+};
 use crate::{
-    desired::{Desired, Origin},
+    desired::{Desired, Directory, Source, Traits},
     error::{Error, Result},
     keep::{Action, PruneOptions, PrunedRow, prune},
     kind::Kind,
-    schedule::Refresh,
 };
+
+/// Faults that are named as the reason for doing nothing.
+const SHOWN: usize = 3;
 
 #[derive(Serialize)]
 struct Row<'a> {
@@ -27,7 +30,11 @@ pub(crate) async fn run(context: &Context, dry_run: bool) -> Result<Failures> {
     let attached = context.attach().await?;
     let namespace = &attached.profile.namespace;
     let desired = desired_images(context, namespace)?;
-    let rows = prune(&attached.engine, &desired, PruneOptions { dry_run }).await?;
+    let options = PruneOptions {
+        dry_run,
+        only: None,
+    };
+    let rows = prune(&attached.engine, &desired, options).await?;
     if context.printer.json() {
         let rows: Vec<Row<'_>> = rows
             .iter()
@@ -72,51 +79,27 @@ fn line(row: &PrunedRow, dry_run: bool) -> String {
 /// Everything that is declared. Fails rather than giving a part of it: what is missing
 /// here is removed.
 fn desired_images(context: &Context, namespace: &str) -> Result<Vec<Desired>> {
-    let directory = context
-        .global
-        .config
-        .as_deref()
-        .and_then(Path::parent)
-        .unwrap_or(Path::new("/etc/edgepull"))
-        .join("images.d");
-    let fail = |error: &std::io::Error| {
-        Error::io("read the declared images in", &directory, error)
-            .with_kind(Kind::Config)
-            .hint("nothing is pruned while it is not known what is declared")
-    };
-    let mut files: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(&directory).map_err(|error| fail(&error))? {
-        files.push(entry.map_err(|error| fail(&error))?.path());
+    let images = places(&context.global)?.images;
+    let host = context.host()?;
+    let read = Directory::new(&images).read(&Traits {
+        arch: host.architecture.clone(),
+        model: host.machine.clone(),
+        labels: context.config().labels.clone(),
+        namespace: namespace.to_owned(),
+        default_refresh: context.config().default_refresh(),
+    });
+    if read.complete {
+        return Ok(read.images);
     }
-    files.sort();
-    let mut desired = Vec::new();
-    for file in files {
-        if file.extension().is_none_or(|end| end != "txt") {
-            return Err(Error::new(
-                Kind::Config,
-                format_args!("`{}` cannot be read yet", file.display()),
-            )
-            .hint("nothing is pruned while it is not known what is declared"));
-        }
-        let text = std::fs::read_to_string(&file).map_err(|error| fail(&error))?;
-        for (at, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            desired.push(Desired {
-                reference: Context::reference(line)?,
-                platform: "host".to_owned(),
-                namespace: namespace.to_owned(),
-                refresh: Refresh::Never,
-                pin: true,
-                keep_previous: 1,
-                origin: Origin {
-                    file: file.clone(),
-                    line: at + 1,
-                },
-            });
-        }
-    }
-    Ok(desired)
+    // Whatever they are of, all of them end in the same refusal.
+    let error = Error::new(
+        Kind::Config,
+        format_args!("`{}` does not say all that is declared", images.display()),
+    )
+    .hint("nothing is removed while it is not known what is declared; `edgepull agent --check-config` lists what is wrong");
+    let faults = read.faults.iter().map(|fault| fault.message().to_owned());
+    Err(faults
+        .chain(read.notes)
+        .take(SHOWN)
+        .fold(error, Error::because))
 }
