@@ -363,6 +363,27 @@ fn repair_text(scene: &Scene) -> String {
     run.output.transcript()
 }
 
+/// More damage than a report lists, and a blob above it that is damaged, too.
+fn whatever_is_not_listed_is_healed_as_well(version: Version) {
+    let layout = Layout::new();
+    let base = (0..70).fold(Layer::new(&layout), |base, n| {
+        base.file(&format!("files/{n}"), 0o644, b"content")
+    });
+    let upper = Layer::new(&layout).file("upper", 0o644, b"content");
+    let image = Image::new(&layout, host()).layer(base).layer(upper);
+    layout.tag("latest", image.finish());
+    let scene = Scene::new(version, layout);
+    scene.pull();
+    empty(&layers(&scene)[0]);
+    let path = blob_file(&scene, &blobs(&scene)[1]);
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(b"damaged", 20).unwrap();
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired", "{report:#}");
+    assert_eq!(report["damage"].as_array().unwrap().len(), 50);
+    assert_eq!(report["more_damage"], 21);
+}
+
 /// Stopped in the middle nothing is lost: the image stays wanted, what is intact stays, and
 /// the next call goes on.
 fn a_repair_that_is_killed_goes_on_later(version: Version) {
@@ -440,6 +461,7 @@ fn without_a_registry_nothing_is_taken_away(version: Version) {
 }
 
 on_each_containerd!(
+    whatever_is_not_listed_is_healed_as_well,
     a_repair_that_is_killed_goes_on_later,
     a_check_needs_little_memory,
     without_a_registry_nothing_is_taken_away,
