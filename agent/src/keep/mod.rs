@@ -10,9 +10,9 @@ pub mod previous;
 pub mod prune;
 pub mod recheck;
 pub mod repair;
+pub mod space;
 mod stand;
 
-pub use choose::config_of;
 pub use pin::{Pinned, set_pin};
 pub use previous::{hold_previous, trim};
 pub use prune::{Action, PruneOptions, PrunedRow, prune};
