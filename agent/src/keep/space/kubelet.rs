@@ -110,7 +110,7 @@ impl Eviction {
             imagefs: None,
             nodefs: None,
         };
-        let mut note = |entry: &str| {
+        let note = |entry: &str| {
             if let Some((key, value)) = key(entry) {
                 match key {
                     "imagefs.available" => found.imagefs = Threshold::parse(value),
