@@ -47,6 +47,7 @@ enum Route {
     Health,
     Ready,
     Sync,
+    Reload,
 }
 
 impl Route {
@@ -59,6 +60,7 @@ impl Route {
             "/healthz" => Self::Health,
             "/readyz" => Self::Ready,
             "/v1/sync" => Self::Sync,
+            "/v1/reload" => Self::Reload,
             _ => return None,
         };
         let public = matches!(route, Self::Metrics | Self::Health | Self::Ready);
@@ -67,14 +69,14 @@ impl Route {
 
     fn takes(self, method: &Method) -> bool {
         match self {
-            Self::Sync => method == Method::POST,
+            Self::Sync | Self::Reload => method == Method::POST,
             _ => method == Method::GET || method == Method::HEAD,
         }
     }
 
     const fn allow(self) -> &'static str {
         match self {
-            Self::Sync => "POST",
+            Self::Sync | Self::Reload => "POST",
             _ => "GET, HEAD",
         }
     }
@@ -111,7 +113,7 @@ impl Server {
         let Some(route) = Route::of(path, self.surface) else {
             let known = match self.surface {
                 Surface::Control => {
-                    "there are /v1/status, /v1/host, /v1/events, /v1/sync, /metrics, /healthz and /readyz"
+                    "there are /v1/status, /v1/host, /v1/events, /v1/sync, /v1/reload, /metrics, /healthz and /readyz"
                 }
                 Surface::Scrapes => {
                     "there are /metrics, /healthz and /readyz; the rest is on the control socket"
@@ -149,6 +151,7 @@ impl Server {
                 .ready()
                 .map(|()| document(StatusCode::OK, &serde_json::json!({ "ready": true }))),
             Route::Sync => self.sync(query).await,
+            Route::Reload => self.reload().await.and_then(|()| self.status(None)),
         };
         answered.unwrap_or_else(|error| refused(&error))
     }
@@ -178,8 +181,17 @@ impl Server {
         Ok(answer)
     }
 
+    async fn reload(&self) -> Result<()> {
+        self.handle.reload()?.await.map_err(|_| {
+            Error::new(Kind::AgentUnavailable, "the configuration was not read")
+                .because("the daemon stops")
+        })
+    }
+
     async fn sync(&self, query: Query) -> Result<Response<Body>> {
-        // What is not desired is refused now, not when the pass is done.
+        // What was declared a moment ago counts; what is not is refused now, not when the
+        // pass is done.
+        self.reload().await?;
         self.handle.document(query.reference.as_deref())?;
         let done = self.handle.sync(query.reference.clone())?;
         if !query.wait {

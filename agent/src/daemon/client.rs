@@ -74,6 +74,11 @@ impl Client {
         self.ask(Method::POST, &path, limit).await
     }
 
+    /// Has the configuration read now; the answer is the status document.
+    pub async fn reload(&self) -> Result<Value> {
+        self.ask(Method::POST, "/v1/reload", Some(PATIENCE)).await
+    }
+
     /// Everything that changes, the whole document first.
     pub async fn events(&self) -> Result<Listening> {
         let (answer, connection) = self.send(Method::GET, "/v1/events", Some(PATIENCE)).await?;

@@ -24,6 +24,8 @@ pub enum Ask {
         reference: Option<String>,
         done: oneshot::Sender<()>,
     },
+    /// Read the configuration now; `done` is told when the board has what it says.
+    Reload { done: oneshot::Sender<()> },
 }
 
 /// The state of the daemon as the sockets see it; clone freely.
@@ -120,7 +122,16 @@ impl Handle {
     /// Hands a wish to the loop; the receiver hears when it is done.
     pub(super) fn sync(&self, reference: Option<String>) -> Result<oneshot::Receiver<()>> {
         let (done, heard) = oneshot::channel();
-        let wish = Ask::Sync { reference, done };
+        self.wish(Ask::Sync { reference, done }, heard)
+    }
+
+    /// The same for what is declared: a file that was written a moment ago counts.
+    pub(super) fn reload(&self) -> Result<oneshot::Receiver<()>> {
+        let (done, heard) = oneshot::channel();
+        self.wish(Ask::Reload { done }, heard)
+    }
+
+    fn wish(&self, wish: Ask, heard: oneshot::Receiver<()>) -> Result<oneshot::Receiver<()>> {
         self.asks.try_send(wish).map_err(|refused| {
             let why = match refused {
                 mpsc::error::TrySendError::Full(_) => "too many wishes are waiting already",

@@ -308,9 +308,11 @@ impl Daemon {
                 self.reload();
                 self.notifier.ready();
             }
-            Some(News::Ask(Ask::Sync { reference, done })) => {
-                // What was declared a moment ago is meant as well.
+            Some(News::Ask(Ask::Reload { done })) => {
                 self.reload();
+                let _ = done.send(());
+            }
+            Some(News::Ask(Ask::Sync { reference, done })) => {
                 let keys: BTreeSet<Key> = self
                     .declared
                     .images

@@ -1,6 +1,9 @@
 //! What the daemon sees of its images: the store as it is, and changes as they happen.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use edgepull::{
     asked::{Asked, Reader},
@@ -9,9 +12,11 @@ use edgepull::{
         labels::{CRI_PINNED, Labels, PREVIOUS, PREVIOUS_SINCE},
     },
     desired::{Desired, Origin},
+    error::{Error, Result},
     keep::observe::{Listing, observe},
     kind::Kind,
     oci::{Descriptor, Digest},
+    pull::{Need, Room},
     reconcile::Observed,
     resolve::Want,
     schedule::Refresh,
@@ -371,5 +376,67 @@ fn changes_of_records_are_told_until_containerd_goes_away() {
             .await
             .expect("in time");
         assert_eq!(change.expect("a change").name, "c:1");
+    });
+}
+
+/// Notes what it is asked, and refuses if it is told to.
+#[derive(Debug, Default)]
+struct Keeper {
+    needs: Mutex<Vec<Need>>,
+    refuses: bool,
+}
+
+impl Room for Keeper {
+    fn ask(&self, need: Need) -> Result<()> {
+        self.needs.lock().expect("not poisoned").push(need);
+        if self.refuses {
+            return Err(Error::new(Kind::NoSpace, "no room"));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn room_is_asked_for_once_and_before_the_first_layer() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::two_layers(9);
+        let source = image.source();
+        let layers: u64 = image
+            .choice
+            .manifest()
+            .expect("a manifest")
+            .layers
+            .iter()
+            .map(|layer| layer.size)
+            .sum();
+        let name = reference("r.example/app:1");
+        let whole = Need {
+            fetch: layers,
+            unpack: 3 * layers,
+        };
+        let full = Keeper {
+            refuses: true,
+            ..Keeper::default()
+        };
+        let mut request = request(&name, &image.choice, &source);
+        request.room = Some(&full);
+        let error = pull(&lab, "default", &request).await.expect_err("full");
+        assert_eq!(error.kind(), Kind::NoSpace);
+        assert_eq!(*full.needs.lock().expect("not poisoned"), [whole]);
+        assert_eq!(source.requests.load(Ordering::Relaxed), 0, "not one layer");
+        assert!(
+            lab.ctr("default", &["images", "ls", "-q"])
+                .trim()
+                .is_empty()
+        );
+
+        let free = Keeper::default();
+        request.room = Some(&free);
+        pull(&lab, "default", &request).await.expect("a pull");
+        assert_eq!(*free.needs.lock().expect("not poisoned"), [whole]);
+        // Nothing to do, nothing to ask.
+        pull(&lab, "default", &request).await.expect("a pull");
+        assert_eq!(free.needs.lock().expect("not poisoned").len(), 1);
     });
 }

@@ -58,6 +58,8 @@ pub(crate) async fn run(
 
 /// Follows what the daemon tells until the end, over its restarts.
 async fn wait(context: &Context, client: &Client, document: &mut Document) -> Result<()> {
+    // What was declared a moment ago is waited for, too.
+    client.reload().await?;
     let mut events = client.events().await?;
     let mut said = Said::default();
     let shows = shows_progress(context);

@@ -240,10 +240,7 @@ impl Bench {
         };
         let now = client.counts();
         let told = std::mem::replace(&mut self.told, now.clone());
-        let requests = since(&now.requests, &told.requests, |code| match code {
-            Some(status) => status.to_string(),
-            None => "error".to_owned(),
-        });
+        let requests = since(&now.requests, &told.requests, String::clone);
         let bytes = since(&now.bytes, &told.bytes, |origin| origin.as_str().to_owned());
         let quotas = client.quotas().into_iter();
         Spent {
