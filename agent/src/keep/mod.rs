@@ -13,6 +13,7 @@ pub mod repair;
 pub mod space;
 mod stand;
 
+pub use choose::config_of;
 pub use pin::{Pinned, set_pin};
 pub use previous::{hold_previous, trim};
 pub use prune::{Action, PruneOptions, PrunedRow, prune};

@@ -192,7 +192,10 @@ impl Planner {
 
     fn fetch(&mut self, image: &Image<'_>, rank: Rank, why: Why, at: Timestamp) {
         if at <= self.now && self.open {
-            if self.plausible || image.remembered.next_try.is_some() {
+            // One that was written by the right clock says nothing about this one.
+            let next = image.remembered.next_try;
+            let waited = next.is_some_and(|next| next <= self.now);
+            if self.plausible || waited {
                 self.take(image, rank, Step::Pull(why));
             } else {
                 self.postponed.insert(image.key.clone());
@@ -203,8 +206,7 @@ impl Planner {
     }
 
     fn finish(mut self, now: &Zoned, settings: &Settings) -> Plan {
-        self.ranked
-            .sort_by(|a, b| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)));
+        self.ranked.sort_by_key(|step| (step.0, step.1, step.2));
         let may_fetch = self.open && self.plausible;
         let fetch = self.fetch.map(|at| {
             let at = at.to_zoned(now.time_zone().clone());
