@@ -22,7 +22,7 @@ use super::{
     body::{self, BodyFault},
     client::Settings,
     clients::Clients,
-    counts::{Counters, Meter},
+    counts::{Counters, Meter, Origin},
     endpoint::Route,
     failure::{self, Failed, Target},
     health::{self, Health},
@@ -189,9 +189,14 @@ impl Transport {
             let authorization = authorization.filter(|_| !elsewhere);
             let response = self.once(ask, &url, elsewhere, authorization).await?;
             let mirror = ask.route.as_ref().is_some_and(|route| route.mirror);
+            let origin = if mirror {
+                Origin::Mirror
+            } else {
+                Origin::Registry
+            };
             let answer = Answer {
                 response,
-                meter: self.counters.meter(&ask.target.registry, mirror),
+                meter: self.counters.meter(&ask.target.registry, origin),
                 proxy: self.clients.proxy(&url, ask.route.as_deref()),
                 url,
                 elsewhere,

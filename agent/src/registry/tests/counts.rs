@@ -1,25 +1,23 @@
 //! What is counted, and under which name.
 
 use super::{
-    super::Counts,
+    super::{Counts, Origin},
     mirrors::{mirrored, nobody},
     resume::{all, honest},
     *,
 };
 
-fn requests(counts: &Counts) -> Vec<(&str, u64)> {
+fn requests(counts: &Counts) -> Vec<(Option<u16>, u64)> {
     let requests = counts.requests.iter();
-    requests
-        .map(|((_, code), count)| (code.as_str(), *count))
-        .collect()
+    requests.map(|((_, code), count)| (*code, *count)).collect()
 }
 
 fn bytes(counts: &Counts, registry: &str) -> (u64, u64) {
-    let of = |source: &str| {
-        let key = (registry.to_owned(), source.to_owned());
+    let of = |origin| {
+        let key = (registry.to_owned(), origin);
         counts.bytes.get(&key).copied().unwrap_or_default()
     };
-    (of("registry"), of("mirror"))
+    (of(Origin::Registry), of(Origin::Mirror))
 }
 
 #[tokio::test]
@@ -42,7 +40,10 @@ async fn all_is_the_registrys_whoever_answers() {
     assert_eq!(rest, LAYER[4..]);
     let counts = it.client.counts();
     // HEAD and GET of the manifest, and the blob at both.
-    assert_eq!(requests(&counts), [("200", 2), ("206", 1), ("404", 1)]);
+    assert_eq!(
+        requests(&counts),
+        [(Some(200), 2), (Some(206), 1), (Some(404), 1)]
+    );
     let sum: u64 = counts.requests.values().sum();
     assert_eq!(sum, it.client.requests());
     let registry = upstream.authority();
@@ -63,7 +64,7 @@ async fn where_a_redirect_leads_has_no_name_of_its_own() {
         b"hello"
     );
     let counts = client.counts();
-    assert_eq!(requests(&counts), [("200", 1), ("307", 1)]);
+    assert_eq!(requests(&counts), [(Some(200), 1), (Some(307), 1)]);
     assert_eq!(counts.bytes.len(), 1);
     assert_eq!(bytes(&counts, &server.authority()), (5, 0));
     assert_eq!(counts.resumed, 0);
@@ -85,6 +86,6 @@ async fn what_is_not_answered_and_what_is_not_saved() {
     let repo = self::repo(&client, &silent, ":1");
     repo.head().await.expect_err("nobody");
     let counts = client.counts();
-    let unanswered = (silent.authority(), "error".to_owned());
+    let unanswered = (silent.authority(), None);
     assert!(counts.requests[&unanswered] > 0, "{counts:?}");
 }
