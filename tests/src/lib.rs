@@ -26,6 +26,7 @@
 //! - [`image`]: deterministic OCI layouts of every shape the scenarios need.
 //! - [`scene`]: a registry with an image and a daemon, ready to pull; [`on_each_containerd`].
 //! - [`sysbox`]: a machine in namespaces, with systemd, that can lose its power.
+//! - [`device`]: such a machine with the package installed.
 //! - [`tree`]: what a snapshot is made of, to the attribute.
 //! - [`target`]: the files of `dist/`, each on the CPU that it is meant for.
 //! - [`edgepull`]: the program under test: run it, parse its report, weigh it.
@@ -35,6 +36,7 @@
 )]
 
 pub mod containerd;
+pub mod device;
 pub mod disk;
 pub mod docker;
 pub mod edgepull;

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, id};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -138,7 +138,7 @@ impl SysBox {
             fs::read_to_string(format!("/proc/{init}/comm")).is_ok_and(|name| name == "systemd\n")
         });
         let mut last = String::new();
-        let end = std::time::Instant::now() + BOOT;
+        let end = Instant::now() + BOOT;
         loop {
             let state = self.run(["systemctl", "is-system-running", "--wait"]);
             if state.text() == "running\n" {
@@ -146,7 +146,7 @@ impl SysBox {
             }
             // Until its socket is there, the answer is an error.
             let settled = ["degraded\n", "maintenance\n"].contains(&state.text().as_str());
-            if settled || std::time::Instant::now() > end {
+            if settled || Instant::now() > end {
                 last.push_str(&state.transcript());
                 break;
             }
@@ -168,10 +168,16 @@ impl SysBox {
     }
 
     fn end(&mut self) {
-        if let Some((running, init)) = self.running.take() {
+        if let Some((mut running, init)) = self.running.take() {
             process::send(init, Signal::SIGKILL);
             // The kernel ends every process of the namespace before the first one is gone.
-            let _ended = running.wait_within(Duration::from_secs(30));
+            let end = Instant::now() + Duration::from_secs(30);
+            while running.is_running() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if running.is_running() {
+                process::note("the box does not end");
+            }
         }
         remove_cgroup(&self.cgroup);
     }

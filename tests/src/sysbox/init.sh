@@ -15,6 +15,8 @@ mount -t overlay overlay -o "lowerdir=/,upperdir=$box/upper,workdir=$box/work" "
 mount -t proc proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"
 mount -o remount,bind,ro "$root/proc/sys"
+# The registered emulators, for reading.
+mount -t binfmt_misc -o ro binfmt_misc "$root/proc/sys/fs/binfmt_misc" 2>/dev/null || true
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 
 mount -t tmpfs -o mode=755,nosuid tmpfs "$root/dev"
@@ -41,7 +43,7 @@ mount --bind "$data" "$root/var/lib/containerd"
 if [ ! -e "$box/booted" ]; then
   units=$root/etc/systemd/system
   rm -rf "$units" "$root"/etc/rc?.d "$root/etc/fstab" "$root/var/lib/edgepull" "$root/etc/edgepull" \
-    "$root/etc/containerd" "$root/var/log/journal"
+    "$root/etc/containerd" "$root/var/log/journal" "$root/usr/sbin/policy-rc.d"
   mkdir -p "$units"
   for unit in systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket \
     systemd-udev-trigger.service systemd-logind.service getty.target systemd-modules-load.service \
@@ -64,7 +66,10 @@ exec unshare --cgroup sh -c '
   mount -t cgroup2 cgroup2 "$1/sys/fs/cgroup"
   cd "$1"
   pivot_root . mnt
+  # Shared, as on a real machine (systemd leaves that to the manager of a container): credentials
+  # reach a service that way.
   exec chroot . sh -c "umount -l /mnt
+    mount --make-rshared /
     exec env -i container=edgepull-lab PATH=/usr/sbin:/usr/bin:/sbin:/bin \
       /lib/systemd/systemd --unit=multi-user.target"
 ' sh "$root"
