@@ -205,11 +205,10 @@ impl Device {
         })
     }
 
-    /// Whether the record of an image has the pin of CRI.
+    /// Whether the record of an image has our pin.
     #[track_caller]
     pub fn pinned(&self, reference: &str) -> bool {
-        self.labels(reference)
-            .contains("io.cri-containerd.pinned=pinned")
+        self.labels(reference).contains("io.edgepull.pinned=true")
     }
 
     /// What `ctr` prints of an image's record; empty if there is none.

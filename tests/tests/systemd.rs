@@ -307,7 +307,7 @@ fn what_is_taken_behind_its_back_comes_again() {
     ctr(&["images", "rm", "--sync", &reference]);
     let limit = Duration::from_secs(30);
     wait_for("the image again", limit, || device.pinned(&reference));
-    ctr(&["images", "label", &reference, "io.cri-containerd.pinned="]);
+    ctr(&["images", "label", &reference, "io.edgepull.pinned="]);
     wait_for("the pin again", limit, || device.pinned(&reference));
     device.wait_ready(&reference);
 }
@@ -357,7 +357,7 @@ fn upgraded_removed_purged() {
     // The image stays, without our pin.
     assert!(!device.labels(&reference).is_empty());
     assert!(!device.pinned(&reference), "{}", device.labels(&reference));
-    let leases = device.machine.ctr(NAMESPACE, &["leases", "ls", "-q"]).ok();
+    let leases = device.machine.ctr(NAMESPACE, &["leases", "ls"]).ok();
     assert!(!leases.text().contains("edgepull"), "{}", leases.text());
     let failed = device.machine.run(["systemctl", "--failed", "--quiet"]);
     assert_eq!(failed.text(), "");
