@@ -6,7 +6,7 @@
 
 use std::{fmt, io, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::kind::Kind;
 
@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone)]
 pub struct Error(Box<Detail>);
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Detail {
     kind: Kind,
     message: String,
@@ -36,6 +36,9 @@ struct Detail {
     /// The far side's own word; a scheduler uses it, the report has it in the hint.
     #[serde(skip)]
     retry_after: Option<Duration>,
+    /// It would not have failed with the right time; a scheduler uses it.
+    #[serde(skip)]
+    of_clock: bool,
 }
 
 macro_rules! context {
@@ -65,6 +68,7 @@ impl Error {
             hint: None,
             retryable: kind.retryable(),
             retry_after: None,
+            of_clock: false,
         }))
     }
 
@@ -145,6 +149,17 @@ impl Error {
         self.0.retry_after
     }
 
+    /// This device's clock seems to be behind: a certificate is not valid yet.
+    pub fn of_clock(mut self) -> Self {
+        self.0.of_clock = true;
+        self
+    }
+
+    /// Whether the clock being set may be all that is needed.
+    pub fn is_of_clock(&self) -> bool {
+        self.0.of_clock
+    }
+
     pub fn kind(&self) -> Kind {
         self.0.kind
     }
@@ -174,6 +189,34 @@ impl Error {
         self.0.hint.as_deref()
     }
 
+    /// A failure that was written as JSON: by a daemon that was asked, or into a file by an
+    /// earlier run. Without a known kind it is none.
+    pub fn from_json(value: &serde_json::Value) -> Option<Self> {
+        let text = |key: &str| value.get(key).and_then(serde_json::Value::as_str);
+        let list = |key: &str| -> Vec<String> {
+            let items = value.get(key).and_then(serde_json::Value::as_array);
+            let texts = items.into_iter().flatten().filter_map(|item| item.as_str());
+            texts.map(str::to_owned).collect()
+        };
+        let mut error = Self::new(Kind::from_name(text("kind")?)?, text("message")?);
+        error.0.causes = list("causes");
+        error.0.wanted = list("wanted");
+        error.0.offered = list("offered");
+        for (key, field) in [
+            ("reference", &mut error.0.reference),
+            ("host", &mut error.0.host),
+            ("registry", &mut error.0.registry),
+            ("platform", &mut error.0.platform),
+            ("hint", &mut error.0.hint),
+        ] {
+            *field = text(key).map(str::to_owned);
+        }
+        if let Some(retryable) = value.get("retryable").and_then(serde_json::Value::as_bool) {
+            error.0.retryable = retryable;
+        }
+        Some(error)
+    }
+
     /// A local file operation failed on `path`.
     pub fn io(action: &str, path: &std::path::Path, source: &io::Error) -> Self {
         let kind = match source.kind() {
@@ -188,6 +231,13 @@ impl Error {
 impl Serialize for Error {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.0.serialize(serializer)
+    }
+}
+
+/// A failure that another process of edgepull reported.
+impl<'de> Deserialize<'de> for Error {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Detail::deserialize(deserializer).map(|detail| Self(Box::new(detail)))
     }
 }
 
@@ -219,6 +269,31 @@ mod tests {
         assert_eq!(json["retryable"], false);
         for key in ["reference", "host", "platform", "wanted", "offered", "hint"] {
             assert!(json.get(key).is_some(), "{key} is always present");
+        }
+        let back: Error = serde_json::from_value(json.clone()).expect("what was written");
+        assert_eq!(serde_json::to_value(&back).expect("plain data"), json);
+    }
+
+    #[test]
+    fn a_failure_survives_its_json() {
+        let error = Error::new(Kind::PlatformMissing, "cannot pull `r.example/a:1`")
+            .because("no entry fits")
+            .reference("r.example/a:1")
+            .platforms(
+                vec!["linux/arm64".to_owned()],
+                vec!["linux/amd64".to_owned()],
+            )
+            .hint("ask the publisher")
+            .retry(true);
+        let json = serde_json::to_value(&error).expect("plain data");
+        let back = Error::from_json(&json).expect("the kind is known");
+        assert_eq!(serde_json::to_value(&back).expect("plain data"), json);
+        for other in [
+            serde_json::json!({"kind": "news", "message": "x"}),
+            serde_json::json!({"kind": "internal"}),
+            serde_json::json!(null),
+        ] {
+            assert!(Error::from_json(&other).is_none(), "{other}");
         }
     }
 

@@ -2,7 +2,7 @@
 //! decision, the metric label and the report field; each by an exhaustive
 //! match, so that a new kind does not compile before all of them are decided.
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// What went wrong, as users, scripts and dashboards know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,6 +120,37 @@ impl Kind {
         }
     }
 
+    /// The kind of that name, as [`Self::name`] has it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// The `MESSAGE_ID` of its records in the journal: a random number that never changes,
+    /// under which the catalog (`systemd/edgepull.catalog`) says what to do.
+    pub const fn message_id(self) -> &'static str {
+        match self {
+            Self::Internal => "94002c1f8480db31cb4e7bd97cbfaa78",
+            Self::Usage => "963c7931fe62e3bad842be618d6ee5d5",
+            Self::Config => "987d3c028c4ba2928080e6e553f6733d",
+            Self::InvalidReference => "1f432b071e60aa10072465b7b736e44d",
+            Self::PlatformMissing => "d2c9b98197d7c7148b8604c294165780",
+            Self::NotRunnable => "0d4fff7a50c809cfbbea2aa413b80588",
+            Self::Mislabelled => "d46f6e2589ff85b3998fb2d1fa8b10f2",
+            Self::Unauthorized => "62c254fdf5b50e08169f67abf8749639",
+            Self::NotFound => "2ddddabc78f002ee97666f202f69bfa8",
+            Self::RateLimited => "3baa2ca953a470fccd50392ebc16d81d",
+            Self::Unavailable => "e3016e0cbbc1a1d7b60d54263437eada",
+            Self::InvalidContent => "12bbfb6b39da5a22956036ff7d9e88d5",
+            Self::Unsupported => "897823f1638ee0e98b70957d3d79f0cf",
+            Self::NoSpace => "0576de4f5edc886e3781bd4477e3d795",
+            Self::StoreDamaged => "24e7cca30f20cee8e21b64c721bd6ade",
+            Self::ContainerdUnavailable => "7375cef58662e80ae6a176a0b77b6739",
+            Self::AgentUnavailable => "5245c2b8f95a43409f12b3209bd77d55",
+            Self::Timeout => "139e3c37ef661b83d5da6e93efa7a399",
+            Self::Cancelled => "3ecaa9ef28feb42ff2682ae6c751846f",
+        }
+    }
+
     /// Whether the same call may succeed later without anybody changing anything.
     pub const fn retryable(self) -> bool {
         match self {
@@ -162,6 +193,13 @@ impl Serialize for Kind {
     }
 }
 
+impl<'de> Deserialize<'de> for Kind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Self::from_name(&name).ok_or_else(|| de::Error::custom("no such kind of failure"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +208,23 @@ mod tests {
     fn every_kind_is_ranked_once() {
         let names: std::collections::BTreeSet<_> = Kind::ALL.iter().map(|k| k.name()).collect();
         assert_eq!(names.len(), Kind::ALL.len());
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_name(kind.name()), Some(kind));
+        }
+        assert_eq!(Kind::from_name("nothing"), None);
+    }
+
+    #[test]
+    fn every_kind_has_a_message_id_of_its_own() {
+        let ids: std::collections::BTreeSet<_> =
+            Kind::ALL.iter().map(|kind| kind.message_id()).collect();
+        assert_eq!(ids.len(), Kind::ALL.len());
+        for id in ids {
+            assert!(
+                id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')),
+                "{id}"
+            );
+        }
     }
 
     #[test]

@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod asked;
 pub mod choice;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod containerd;
 pub mod daemon;
@@ -17,6 +19,7 @@ pub mod event;
 pub mod keep;
 pub mod kind;
 pub mod layout;
+pub mod metrics;
 pub mod oci;
 pub mod pull;
 pub mod reconcile;
@@ -25,4 +28,5 @@ pub mod registry;
 pub mod resolve;
 pub mod schedule;
 pub mod source;
+pub mod status;
 mod table;

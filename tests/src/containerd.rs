@@ -370,11 +370,9 @@ impl Containerd {
             .lines()
             .skip(1)
             .filter_map(|line| {
+                // The labels come last; ages of unlike length have tabs of unlike number after them.
                 let columns: Vec<&str> = line.split('\t').collect();
-                Some((
-                    columns.first()?.trim().to_owned(),
-                    labels(columns.get(3).copied().unwrap_or_default()),
-                ))
+                Some((columns.first()?.trim().to_owned(), labels(columns.last()?)))
             })
             .collect();
         rows.sort();

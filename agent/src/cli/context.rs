@@ -6,12 +6,11 @@ use std::{
     time::Duration,
 };
 
-use edgepull_platform::{
-    Facts, Host, How, Platform, Selects, Wanted, detect, selects_for_engine, selects_without_engine,
-};
+use edgepull_platform::{Facts, Host, Platform, Selects, detect};
 
 use super::{args::Global, output::Printer};
 use crate::{
+    asked::{Asked, Lookup, Reader, compares_os_features},
     config::Config,
     containerd::Engine,
     engine::{self, Overrides, Profile},
@@ -20,7 +19,6 @@ use crate::{
     layout::{LayoutRef, Local},
     oci::{Document, Reference},
     registry::{Client, Credentials, Environment, Repo, Settings},
-    resolve::{Want, all_platforms},
     source::Source,
 };
 
@@ -45,6 +43,16 @@ pub(crate) struct Attached {
     pub(crate) profile: Profile,
     pub(crate) snapshotter: String,
     pub(crate) platform: Platform,
+}
+
+impl Attached {
+    /// How its engine looks images up.
+    fn lookup(&self) -> Lookup<'_> {
+        Lookup {
+            platform: &self.platform,
+            os_features: compares_os_features(&self.engine),
+        }
+    }
 }
 
 /// What a REF on the command line stands for.
@@ -263,11 +271,12 @@ impl Context {
 
     /// What the store's reader will look up on this host.
     pub(crate) fn selects(&self, attached: Option<&Attached>) -> Result<Selects> {
-        let host = self.host()?;
-        Ok(match attached {
-            Some(attached) => selects_for_engine(&attached.platform, host),
-            None => selects_without_engine(host),
-        })
+        let reader = Reader {
+            host: Some(self.host()?),
+            engine: attached.map(Attached::lookup),
+            variant_best: false,
+        };
+        reader.selects()
     }
 
     /// `--platform` on `check`, `pull` and `export`: one want for each, `all` left out
@@ -290,118 +299,18 @@ impl Context {
     }
 
     fn want(&self, text: &str, attached: Option<&Attached>, variant_best: bool) -> Result<Asked> {
-        let ignore_features = attached.is_some_and(|a| !compares_os_features(&a.engine));
-        let finish = |wanted: Wanted| {
-            if ignore_features {
-                wanted.ignoring_os_features()
-            } else {
-                wanted
-            }
+        let host = match text {
+            "host" => Some(self.host()?),
+            "all" => None,
+            _ => self.host().ok(),
         };
-        Ok(match text {
-            "all" => Asked::All,
-            "host" => {
-                let host = self.host()?.clone();
-                let wanted = if variant_best {
-                    Wanted::list(
-                        host.runs
-                            .iter()
-                            .filter(|r| r.how != How::Emulated)
-                            .map(|r| r.platform.clone())
-                            .collect(),
-                    )
-                } else {
-                    Wanted::selects(&self.selects(attached)?)
-                };
-                Asked::One(Box::new(Want {
-                    wanted: finish(wanted),
-                    engine: attached.map(|a| a.platform.clone()),
-                    host: Some(host),
-                    asked: "host".to_owned(),
-                    variant_best,
-                }))
-            }
-            _ => {
-                let (name, fallback) = match text.rsplit_once(',') {
-                    Some((name, "fallback")) => (name, true),
-                    _ => (text, false),
-                };
-                let platform = parse_platform(name)?;
-                let wanted = if fallback {
-                    Wanted::fallback(&platform)
-                } else {
-                    Wanted::exact(platform)
-                };
-                Asked::One(Box::new(Want {
-                    wanted: finish(wanted),
-                    host: self.host().ok().cloned(),
-                    engine: None,
-                    asked: text.to_owned(),
-                    variant_best,
-                }))
-            }
-        })
+        let reader = Reader {
+            host,
+            engine: attached.map(Attached::lookup),
+            variant_best,
+        };
+        Asked::read(text, reader)
     }
-}
-
-/// One `--platform`.
-#[derive(Debug, Clone)]
-pub(crate) enum Asked {
-    One(Box<Want>),
-    All,
-}
-
-impl Asked {
-    /// As it was typed.
-    pub(crate) fn text(&self) -> &str {
-        match self {
-            Self::One(want) => &want.asked,
-            Self::All => "all",
-        }
-    }
-}
-
-/// What one `--platform` means for `root`: itself, or with `all` each platform in it.
-pub(crate) async fn wants_of(
-    asked: &Asked,
-    root: &Document,
-    source: &dyn Source,
-    host: Option<&Host>,
-) -> Result<Vec<Want>> {
-    Ok(match asked {
-        Asked::One(want) => vec![want.as_ref().clone()],
-        Asked::All => all_platforms(root, source)
-            .await?
-            .iter()
-            .map(|platform| exact(platform, host))
-            .collect(),
-    })
-}
-
-/// The exact want for one entry of an index.
-fn exact(platform: &Platform, host: Option<&Host>) -> Want {
-    Want {
-        wanted: Wanted::exact(platform.clone()),
-        host: host.cloned(),
-        engine: None,
-        asked: platform.to_string(),
-        variant_best: false,
-    }
-}
-
-pub(crate) fn parse_platform(text: &str) -> Result<Platform> {
-    Platform::parse(text).map_err(|error| {
-        Error::new(Kind::Usage, format_args!("`{text}` is no platform"))
-            .caused_by(&error)
-            .hint("write OS/ARCH[/VARIANT], e.g. linux/arm64, linux/arm/v7, linux/amd64/v3; or `host`, `all`")
-    })
-}
-
-/// containerd compares `os.features` of index entries from 2.3 on.
-fn compares_os_features(engine: &Engine) -> bool {
-    engine
-        .version_numbers()
-        .is_none_or(|version| version >= (2, 3))
 }
 
 /// Where locks and small state live: the machine's directory, else the user's. Whoever

@@ -11,7 +11,7 @@ use super::{
     client::{Engine, MAX_MESSAGE, METADATA},
     diff::descriptor,
     failure::{Cause, Failure},
-    labels::Labels,
+    labels::{CRI_PINNED, Labels, MANAGED, PINNED, PINNED_BY, TARGET},
 };
 use crate::{
     error::{Error, Result},
@@ -47,6 +47,13 @@ impl ImageRecord {
                 .all(|(key, value)| self.labels.get(key) == Some(value))
     }
 
+    /// Whether kubelet or edgepull's own pruning are told to leave it alone.
+    pub fn is_pinned(&self) -> bool {
+        [CRI_PINNED, PINNED]
+            .iter()
+            .any(|pin| has(Some(&self.labels), *pin))
+    }
+
     fn decode(image: Image) -> Option<Self> {
         let target = image.target?;
         let digest = Digest::parse(&target.digest).ok()?;
@@ -57,6 +64,39 @@ impl ImageRecord {
             labels: image.labels,
         })
     }
+}
+
+fn has(labels: Option<&Labels>, (key, value): (&str, &str)) -> bool {
+    labels
+        .and_then(|labels| labels.get(key))
+        .map(String::as_str)
+        == Some(value)
+}
+
+/// What we remember about our own work on the record, beside the labels that others read:
+/// that the pin is ours if it was not there, and what a record of ours was made to point at.
+/// `by` is who asks; nothing is remembered of somebody without a name.
+fn remembered(
+    there: Option<&ImageRecord>,
+    target: &Descriptor,
+    labels: &Labels,
+    by: Option<&String>,
+) -> Labels {
+    let before = there.map(|record| &record.labels);
+    let mut all = labels.clone();
+    let pins = [CRI_PINNED, PINNED]
+        .iter()
+        .any(|pin| has(Some(labels), *pin) && !has(before, *pin));
+    if let Some(by) = by
+        && pins
+    {
+        all.insert(PINNED_BY.to_owned(), by.clone());
+    }
+    let owned = before.map_or(by.is_some(), |labels| labels.contains_key(MANAGED));
+    if owned {
+        all.insert(TARGET.to_owned(), target.digest.to_string());
+    }
+    all
 }
 
 fn client(channel: Channel) -> ImagesClient<Channel> {
@@ -99,7 +139,8 @@ impl Engine {
     }
 
     /// Makes the record `name` point at `target` with `labels`, and leaves every label of
-    /// others alone. `when_created` is added only to a record that did not exist.
+    /// others alone. `when_created` is added only to a record that did not exist; its
+    /// [`MANAGED`] is the name under which a pin is remembered ([`PINNED_BY`]).
     pub async fn put_image(
         &self,
         name: &str,
@@ -109,10 +150,13 @@ impl Engine {
     ) -> Result<Put> {
         let mut last = None;
         for _ in 0..PUT_TRIES {
-            let done = match self.image(name).await? {
+            let by = when_created.get(MANAGED);
+            let there = self.image(name).await?;
+            let all = remembered(there.as_ref(), target, labels, by);
+            let done = match there {
                 Some(record) if record.is(target, labels) => return Ok(Put::Unchanged),
-                Some(_) => self.update_image(name, target, labels).await,
-                None => self.create_image(name, target, labels, when_created).await,
+                Some(_) => self.update_image(name, target, &all).await,
+                None => self.create_image(name, target, &all, when_created).await,
             };
             match done {
                 Ok(put) => return Ok(put),
@@ -217,10 +261,32 @@ impl Engine {
     /// collected by containerd's next garbage collection; `sync` waits for one, of all
     /// namespaces.
     pub async fn delete_image(&self, name: &str, sync: bool) -> Result<bool> {
+        self.delete_image_at(name, None, sync).await
+    }
+
+    /// Deletes the record `name` if it points at `target`; `false` if it does not, or is
+    /// not there.
+    pub async fn delete_image_if(&self, name: &str, target: &Descriptor) -> Result<bool> {
+        // Servers before 2.0 do not know the guard: there, what is between these two calls
+        // is not seen.
+        match self.image(name).await? {
+            Some(there) if there.target.digest == target.digest => {
+                self.delete_image_at(name, Some(target), false).await
+            }
+            _ => Ok(false),
+        }
+    }
+
+    async fn delete_image_at(
+        &self,
+        name: &str,
+        target: Option<&Descriptor>,
+        sync: bool,
+    ) -> Result<bool> {
         let message = DeleteImageRequest {
             name: name.to_owned(),
             sync,
-            target: None,
+            target: target.map(descriptor),
         };
         let action = format!("delete image `{name}`");
         let answer = self
@@ -233,5 +299,47 @@ impl Engine {
             Err(failure) if failure.cause == Cause::Missing => Ok(false),
             Err(failure) => Err(failure.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_is_ours_only_if_nobody_else_set_it() {
+        let target = Descriptor::new(MediaType::OciIndex, Digest::of(b"t"), 1);
+        let labels = |pairs: &[(&str, &str)]| -> Labels {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        let record = |pairs: &[(&str, &str)]| ImageRecord {
+            name: "r".to_owned(),
+            target: target.clone(),
+            labels: labels(pairs),
+        };
+        let by = "agent".to_owned();
+        let pin = labels(&[CRI_PINNED]);
+        let mark = |there: Option<&ImageRecord>, by| {
+            let all = remembered(there, &target, &pin, by);
+            (all.contains_key(PINNED_BY), all.contains_key(TARGET))
+        };
+        assert_eq!(mark(None, Some(&by)), (true, true));
+        assert_eq!(mark(None, None), (false, false));
+        assert_eq!(
+            mark(Some(&record(&[])), Some(&by)),
+            (true, false),
+            "adopted"
+        );
+        assert_eq!(
+            mark(Some(&record(&[(MANAGED, "cli")])), Some(&by)),
+            (true, true)
+        );
+        let theirs = record(&[CRI_PINNED]);
+        assert_eq!(mark(Some(&theirs), Some(&by)), (false, false));
+        assert!(theirs.is_pinned());
+        assert!(!record(&[(CRI_PINNED.0, "no")]).is_pinned());
     }
 }

@@ -427,6 +427,12 @@ impl Ingest<'_> {
     }
 }
 
+/// How much of a blob an unfinished ingest holds (bytes).
+pub async fn begun(engine: &Engine, descriptor: &Descriptor) -> Result<u64> {
+    let status = engine.ingest_status(&reference(engine, descriptor)).await?;
+    Ok(status.map_or(0, |status| status.offset))
+}
+
 /// Drops what an ingest holds. Where that fails, what was wrong with it is the news.
 async fn discard(engine: &Engine, descriptor: &Descriptor) -> Result<()> {
     engine.abort_ingest(&reference(engine, descriptor)).await

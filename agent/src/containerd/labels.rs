@@ -24,6 +24,16 @@ pub const CRI_PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 pub const MANAGED: &str = "io.edgepull.managed";
 /// Our pin, where no kubelet reads CRI's.
 pub const PINNED: (&str, &str) = ("io.edgepull.pinned", "true");
+/// Who of edgepull put the pin on the record, CRI's or ours; a pin that was there before
+/// does not get it. Only who is named here takes the pin away again.
+pub const PINNED_BY: &str = "io.edgepull.pin";
+/// What a record that edgepull owns pointed at when edgepull last wrote it: another target
+/// now means that somebody else has use for it.
+pub const TARGET: &str = "io.edgepull.target";
+/// The record is an earlier target of this one, kept for a rollback.
+pub const PREVIOUS: &str = "io.edgepull.previous";
+/// Since when (RFC 3339).
+pub const PREVIOUS_SINCE: &str = "io.edgepull.previous-since";
 
 const GC_CONTENT: &str = "containerd.io/gc.ref.content";
 const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot";

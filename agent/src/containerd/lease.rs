@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tonic::transport::Channel;
 
 use super::{
-    client::{Engine, MAX_MESSAGE, METADATA},
+    client::{DIRECTORIES, Engine, MAX_MESSAGE, METADATA},
     failure::{Cause, Outcome},
     labels::{GC_EXPIRE, Labels},
 };
@@ -241,7 +241,7 @@ impl Lease {
         // Any generation that a renewal had not come to deleting goes as well.
         let filter = format!("labels.\"{LEASE_LABEL}\"=={}", self.hash);
         for lease in self.engine.leases(&filter).await? {
-            self.engine.delete_lease(&lease.id).await?;
+            self.engine.delete_lease(&lease.id, false).await?;
         }
         Ok(())
     }
@@ -267,6 +267,18 @@ impl Engine {
             })
             .await?;
         Ok(answer.leases)
+    }
+
+    /// The hash of the pull or the check of ours that holds the snapshot `key`, if one does.
+    pub async fn holder_of(&self, snapshotter: &str, key: &str) -> Result<Option<String>> {
+        let kind = format!("snapshots/{snapshotter}");
+        for lease in self.leases(&format!("labels.\"{LEASE_LABEL}\"")).await? {
+            let held = self.resources(&lease.id).await?;
+            if held.iter().any(|r| r.r#type == kind && r.id == key) {
+                return Ok(lease.labels.get(LEASE_LABEL).cloned());
+            }
+        }
+        Ok(None)
     }
 
     /// Makes a lease of full life. That it exists is as good: it is ours by its name.
@@ -330,18 +342,29 @@ impl Engine {
         for resource in self.resources(old).await? {
             self.add_resource(new, resource).await?;
         }
-        self.delete_lease(old).await
+        self.delete_lease(old, false).await
     }
 
-    async fn delete_lease(&self, id: &str) -> Result<()> {
+    /// Has containerd collect garbage, of all namespaces, and returns when it has: the
+    /// deletion of a lease can be waited for, of one that holds nothing, too.
+    pub async fn collect_garbage(&self) -> Result<()> {
+        let id = format!("edgepull-collect-{}", std::process::id());
+        self.create_lease(&id, "collect").await?;
+        self.delete_lease(&id, true).await
+    }
+
+    async fn delete_lease(&self, id: &str, sync: bool) -> Result<()> {
         let message = DeleteRequest {
             id: id.to_owned(),
-            sync: false,
+            sync,
         };
         let answer = self
-            .call("delete a lease", METADATA, message, |c, r| async move {
-                client(c).delete(r).await
-            })
+            .call(
+                "delete a lease",
+                if sync { DIRECTORIES } else { METADATA },
+                message,
+                |c, r| async move { client(c).delete(r).await },
+            )
             .await;
         match answer {
             Err(failure) if !matches!(failure.cause, Cause::Missing | Cause::LeaseLost) => {

@@ -5,6 +5,7 @@
 //! leases, snapshot names), so that kubelet, docker and ctr see our content as theirs.
 
 pub mod client;
+pub mod containers;
 pub mod content;
 mod cri;
 pub mod diff;
@@ -16,6 +17,7 @@ pub mod lease;
 pub mod lock;
 pub mod records;
 pub mod snapshot;
+pub mod stack;
 pub mod store_source;
 pub mod sync;
 mod transfer;

@@ -1,9 +1,14 @@
 //! What this host should have: declared images, read from where they are declared. The
 //! rest of the program sees [`Desired`] values and does not know where they came from.
 
-use std::{fmt, path::PathBuf};
+mod declared;
+mod directory;
+mod only;
 
-use crate::{oci::Reference, schedule::Refresh};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+pub use self::directory::Directory;
+use crate::{error::Error, oci::Reference, schedule::Refresh};
 
 /// One image that this host should have: one reference, one platform, one namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +41,49 @@ pub struct Key {
     pub namespace: String,
 }
 
+/// What of this host decides which declared images it should have, and what holds for an
+/// image that does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traits {
+    /// The architecture by its OCI name: `arm64`.
+    pub arch: String,
+    /// The board or machine, where something names it.
+    pub model: Option<String>,
+    /// `[host] labels`.
+    pub labels: BTreeMap<String, String>,
+    /// The engine's namespace.
+    pub namespace: String,
+    /// `[schedule] refresh`.
+    pub default_refresh: Refresh,
+}
+
+/// Where desired images come from.
+pub trait Source {
+    /// What this host should have now. What cannot be read is a fault, and what was last
+    /// read of it still counts.
+    fn read(&mut self, host: &Traits) -> Read;
+}
+
+/// What was read, in an order that does not change by itself.
+#[derive(Debug, Default)]
+pub struct Read {
+    pub images: Vec<Desired>,
+    /// What could not be read, each with its place.
+    pub faults: Vec<Error>,
+    /// What its owner should know.
+    pub notes: Vec<String>,
+    /// Everything that is declared was read just now: what is not among `images` is not
+    /// desired. Nothing may be removed otherwise.
+    pub complete: bool,
+}
+
+/// Reads the text as a file of either kind, for fuzzing; not an interface.
+#[doc(hidden)]
+pub fn fuzz(text: &str) {
+    drop(declared::toml(text));
+    drop(declared::lines(text));
+}
+
 impl Desired {
     pub fn key(&self) -> Key {
         Key {
@@ -43,6 +91,12 @@ impl Desired {
             platform: self.platform.clone(),
             namespace: self.namespace.clone(),
         }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`, line {}", self.file.display(), self.line)
     }
 }
 

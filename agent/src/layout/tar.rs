@@ -137,13 +137,13 @@ fn read_exact(file: &File, buffer: &mut [u8], at: u64) -> Result<()> {
         })
 }
 
-fn field(header: &[u8], from: usize, length: usize) -> &[u8] {
+pub(super) fn field(header: &[u8], from: usize, length: usize) -> &[u8] {
     header
         .get(from..from.saturating_add(length))
         .unwrap_or_default()
 }
 
-fn until_nul(bytes: &[u8]) -> &[u8] {
+pub(super) fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
@@ -169,7 +169,7 @@ fn check_sum(header: &[u8]) -> Result<()> {
 }
 
 /// Octal digits, or GNU's big-endian number where the first bit is set.
-fn number(field: &[u8]) -> Result<u64> {
+pub(super) fn number(field: &[u8]) -> Result<u64> {
     let broken = || invalid("the archive has a header with a damaged number");
     if let Some((first @ 0x80.., rest)) = field.split_first() {
         let mut value = u64::from(first & 0x7f);

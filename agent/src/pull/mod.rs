@@ -2,11 +2,15 @@
 //! verified, unpacked, synced and recorded.
 
 mod fetch;
+pub mod image;
 pub mod plan;
 mod present;
+mod room;
 mod run;
 mod unpack;
 
 pub use crate::choice::Choice;
+pub use image::{Ended, Found, Pulled, Puller};
 pub use present::is_present;
-pub use run::{Bytes, Outcome, Request, Status, pull_into};
+pub use room::{Need, Room};
+pub use run::{Bytes, Outcome, Request, Status, lock_name, pull_into};

@@ -11,12 +11,13 @@ use super::{
     fetch::{self, Arrivals},
     plan::{Image, unique},
     present::{is_present, records_for},
+    room::{self, Need, Room},
     unpack::Unpacker,
 };
 use crate::{
     containerd::{
         Engine, ImageLock, Lease,
-        ingest::{Ingest, Ingested},
+        ingest::{Ingest, Ingested, begun},
         labels::{Labels, MANAGED},
         lease::lease_hash,
         records::records,
@@ -58,6 +59,8 @@ pub struct Request<'a> {
     pub pin: bool,
     /// Value of `io.edgepull.managed` on records that this pull creates: who asked for it.
     pub managed_by: &'a str,
+    /// Asked before the first byte of a layer; `None`: there is always room.
+    pub room: Option<&'a dyn Room>,
 }
 
 /// Whether anything had to be done.
@@ -116,7 +119,7 @@ pub async fn pull_into(
 
 /// The lock of one image in one engine: two containerds on a host have nothing to share,
 /// and one of them that hangs must not hold up the other.
-fn lock_name(address: &Path, lease_hash: &str) -> String {
+pub fn lock_name(address: &Path, lease_hash: &str) -> String {
     let address = std::fs::canonicalize(address).unwrap_or_else(|_| address.to_owned());
     let key = format!("{}\n{lease_hash}", address.display());
     Digest::of(key.as_bytes()).hex().chars().take(32).collect()
@@ -259,7 +262,8 @@ impl Work<'_> {
                 .zip(&present)
                 .flat_map(|(image, present)| image.needed(*present)),
         );
-        self.announce(&needed).await?;
+        let to_fetch = self.announce(&needed).await?;
+        self.ask_for_room(to_fetch, &present).await?;
         let arrivals = Arrivals::expecting(&needed);
         let unpacker = Unpacker {
             lease,
@@ -318,23 +322,41 @@ impl Work<'_> {
         Ok(0)
     }
 
-    async fn announce(&self, needed: &[&Descriptor]) -> Result<()> {
-        let mut to_fetch = 0;
+    /// Says what is going to be done; returns what is to be fetched.
+    async fn announce<'d>(&self, needed: &[&'d Descriptor]) -> Result<Vec<&'d Descriptor>> {
+        let mut to_fetch = Vec::new();
         let mut there = 0;
         for blob in needed {
             if self.engine.blob_info(&blob.digest).await?.is_some() {
                 there += blob.size;
             } else {
-                to_fetch += blob.size;
+                to_fetch.push(*blob);
             }
         }
         self.events.emit(&Event::Planned {
             reference: self.request.reference.typed().to_owned(),
             layers: needed.len(),
-            bytes_to_fetch: to_fetch,
+            bytes_to_fetch: to_fetch.iter().map(|blob| blob.size).sum(),
             bytes_present: there,
         });
-        Ok(())
+        Ok(to_fetch)
+    }
+
+    /// What an earlier run fetched of a blob lies on the disk already, and is not asked for
+    /// once more: what was begun can be ended.
+    async fn ask_for_room(&self, to_fetch: Vec<&Descriptor>, present: &[usize]) -> Result<()> {
+        let Some(room) = self.request.room else {
+            return Ok(());
+        };
+        let mut need = Need::default();
+        for blob in to_fetch {
+            let begun = begun(self.engine, blob).await?;
+            need.fetch = need.fetch.saturating_add(blob.size.saturating_sub(begun));
+        }
+        for (image, present) in self.images.iter().zip(present) {
+            need.unpack = need.unpack.saturating_add(room::unpacked(image, *present));
+        }
+        room.ask(need)
     }
 
     /// Makes it durable, then visible.

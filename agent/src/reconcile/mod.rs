@@ -1,7 +1,17 @@
 //! From what is desired and what is observed to steps: a pure plan, and what is
 //! remembered of earlier tries.
 
+mod memory;
+mod plan;
+mod state_file;
+
 use jiff::Timestamp;
+
+pub use self::{
+    memory::Memory,
+    plan::{Plan, plan},
+    state_file::StateFile,
+};
 
 use crate::oci::Digest;
 

@@ -212,6 +212,11 @@ impl<'a> Asking<'a> {
                 if let Some(hint) = error.hint_text() {
                     whole = whole.hint(hint);
                 }
+                let whole = if error.is_of_clock() {
+                    whole.of_clock()
+                } else {
+                    whole
+                };
                 whole.retry(error.is_retryable()).after(error.retry_after())
             }
             None => Error::new(Kind::Config, "no server is configured for it")

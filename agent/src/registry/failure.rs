@@ -315,12 +315,15 @@ fn certificate(base: Error, host: &str, error: &rustls::Error) -> Error {
                 date(*not_before),
                 date(*time)
             ))
+            .hint(clock)
+            .of_clock(),
+        rustls::Error::InvalidCertificate(CertificateError::Expired) => base
+            .because(format_args!("the certificate of {host} has expired"))
             .hint(clock),
-        rustls::Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::NotValidYet,
-        ) => base
-            .because(format_args!("the certificate of {host} is out of its dates"))
-            .hint(clock),
+        rustls::Error::InvalidCertificate(CertificateError::NotValidYet) => base
+            .because(format_args!("the certificate of {host} is not valid yet"))
+            .hint(clock)
+            .of_clock(),
         rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::Other(_),
         ) if tls::is_untrusted(error) => base
@@ -543,13 +546,14 @@ mod tests {
     #[test]
     fn certificate_dates_name_both_clocks() {
         let at = |seconds| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-        for (fault, dates) in [
+        for (fault, dates, clock) in [
             (
                 CertificateError::NotValidYetContext {
                     time: at(0),
                     not_before: at(1_700_000_000),
                 },
                 ["1970-01-01T00:00:00Z", "2023-11-14T22:13:20Z"],
+                true,
             ),
             (
                 CertificateError::ExpiredContext {
@@ -557,6 +561,7 @@ mod tests {
                     not_after: at(1_600_000_000),
                 },
                 ["2023-11-14T22:13:20Z", "2020-09-13T12:26:40Z"],
+                false,
             ),
         ] {
             let error = certificate(
@@ -568,6 +573,7 @@ mod tests {
             assert!(dates.iter().all(|date| causes.contains(date)), "{causes}");
             assert!(error.hint_text().expect("a hint").contains("clock"));
             assert!(error.is_retryable(), "the clock may be set later");
+            assert_eq!(error.is_of_clock(), clock);
         }
         let huge = CertificateError::ExpiredContext {
             time: at(u64::MAX),

@@ -218,6 +218,7 @@ pub(crate) fn request<'a>(
         keep_layers: true,
         pin: false,
         managed_by: "test",
+        room: None,
     }
 }
 

@@ -5,12 +5,13 @@ use serde::Serialize;
 use super::{
     super::{
         Failures,
-        context::{Asked, Context, Target, wants_of},
+        context::{Context, Target},
         output,
     },
     inspect::{look_up, look_up_failed},
 };
 use crate::{
+    asked::{Asked, wants_of},
     error::{Error, Result},
     kind::Kind,
     oci::Digest,

@@ -6,20 +6,20 @@ use super::{
     super::{
         Failures,
         args::Progress,
-        context::{Attached, Context, Target, state_dir, wants_of},
+        context::{Attached, Context, Target, state_dir},
         progress,
     },
-    pull::is_artifact,
     row::{Bytes, Row, print},
 };
 use crate::{
+    asked::wants_of,
     containerd::StoreSource,
     error::{Error, Result},
     event::{Event, Events},
     kind::Kind,
     layout::{self, Archive},
     oci::{Document, Reference},
-    pull::{self, Choice},
+    pull::{self, Choice, image::is_artifact},
     registry::Repo,
     resolve::resolve,
     source::{Nearest, Source},
@@ -375,6 +375,7 @@ async fn import_one(
         keep_layers: true,
         pin: call.pin,
         managed_by: "import",
+        room: None,
     };
     let outcome = pull::pull_into(&attached.engine, &request, events, &state_dir()).await?;
     row.ended(outcome);

@@ -8,10 +8,11 @@ use serde::Serialize;
 use super::super::{
     Failures,
     args::Look,
-    context::{Asked, Attached, Context, Target, parse_platform},
+    context::{Attached, Context, Target},
     output,
 };
 use crate::{
+    asked::{Asked, parse_platform},
     error::{Error, Result},
     kind::Kind,
     oci::{Digest, MediaType},

@@ -6,20 +6,23 @@ use std::{path::Path, time::Instant};
 use super::{
     super::{
         Failures, args,
-        context::{Asked, Attached, Context, state_dir, wants_of},
+        context::{Attached, Context, state_dir},
         progress,
     },
     row::{Bytes, Row, print},
 };
 use crate::{
-    containerd::{Engine, StoreSource},
+    asked::{Asked, wants_of},
     error::{Error, Result},
     event::{Event, Events},
     kind::Kind,
     layout::{self, Layout, LayoutKind, LayoutRef},
-    oci::{Digest, Document, Reference},
-    pull::{self, Choice},
-    resolve::{Want, resolve},
+    oci::{Document, Reference},
+    pull::{
+        Choice, Found, Puller,
+        image::{self, is_artifact},
+    },
+    resolve::Want,
     source::{InHand, Nearest, Source},
 };
 
@@ -155,20 +158,7 @@ impl Job<'_> {
     }
 
     fn named(&self, error: Error, platform: &str) -> Error {
-        let typed = self.reference.typed();
-        let error = if error.message().starts_with("cannot pull") {
-            error
-        } else {
-            error.during(format_args!("cannot pull `{typed}`"))
-        };
-        let error = error
-            .reference(typed)
-            .registry(self.reference.repository().domain())
-            .platform(platform);
-        match self.context.host() {
-            Ok(host) => error.host(&host.platform),
-            Err(_) => error,
-        }
+        image::named(error, self.reference, platform, self.context.host().ok())
     }
 
     async fn pull(&self, want: &Want, row: &mut Row) -> Result<()> {
@@ -182,118 +172,42 @@ impl Job<'_> {
     }
 
     async fn pull_containerd(&self, attached: &Attached, want: &Want, row: &mut Row) -> Result<()> {
-        let repo = self.context.client()?.repository(self.reference);
-        let call = self.call;
-        let store = StoreSource::new(attached.engine.clone());
-        let root = match self.known_digest(attached, &repo).await? {
-            // The registry (or the reference itself) says which document it is: if the
-            // store has it and everything below it, there is nothing to do.
-            Some(local) => {
-                if let Ok(resolution) = resolve(local.clone(), &store, want).await
-                    && let Ok(picked) = resolution.outcome
-                    && let Ok(choice) = picked.complete(&store).await
-                    && !is_artifact(&choice)
-                {
-                    let request = self.request(attached, &choice, &store);
-                    if pull::is_present(&attached.engine, &request).await? {
-                        row.chosen(
-                            &choice.root,
-                            &choice.leaf,
-                            choice.platform.as_ref(),
-                            self.context,
-                        );
-                        row.status = "present";
-                        row.bytes.reused = present_bytes(&choice);
-                        return Ok(());
-                    }
-                }
-                local
-            }
-            None => repo.get().await?,
+        let client = self.context.client()?;
+        let repo = client.repository(self.reference);
+        let state_dir = state_dir();
+        let puller = Puller {
+            engine: &attached.engine,
+            client,
+            snapshotter: &attached.snapshotter,
+            host: self.context.host().ok(),
+            events: self.events,
+            state_dir: &state_dir,
+            managed_by: "cli",
+            pin: self.call.pin,
+            unpack: !self.call.no_unpack,
+            room: None,
         };
-        let nearest = Nearest {
-            near: &store,
-            far: &repo,
-        };
-        let choice = self.choose(root, &nearest, want).await?;
+        let found = puller.find(self.reference, &repo, want).await?;
+        let choice = found.choice();
         row.chosen(
             &choice.root,
             &choice.leaf,
             choice.platform.as_ref(),
             self.context,
         );
-        self.warn(row, want, &choice);
-        if is_artifact(&choice) {
-            let Some(dir) = &call.artifact_dir else {
+        if let Found::Present(choice) = &found {
+            row.ended(image::present(choice));
+            return Ok(());
+        }
+        self.warn(row, want, choice);
+        if let Found::Artifact(choice) = &found {
+            let Some(dir) = &self.call.artifact_dir else {
                 return Err(artifact_needs_dir());
             };
-            return self.deliver(dir, &choice, &repo, row).await;
+            return self.deliver(dir, choice, &repo, row).await;
         }
-        let request = self.request(attached, &choice, &repo);
-        let outcome =
-            pull::pull_into(&attached.engine, &request, self.events, &state_dir()).await?;
-        row.ended(outcome);
+        row.ended(puller.fetch(self.reference, &repo, choice).await?);
         Ok(())
-    }
-
-    fn request<'a>(
-        &'a self,
-        attached: &'a Attached,
-        choice: &'a Choice,
-        source: &'a dyn Source,
-    ) -> pull::Request<'a> {
-        pull::Request {
-            reference: self.reference,
-            choice,
-            more: &[],
-            unpack_more: false,
-            source,
-            from_registry: true,
-            snapshotter: Some(&attached.snapshotter),
-            unpack: !self.call.no_unpack,
-            keep_layers: true,
-            pin: self.call.pin,
-            managed_by: "cli",
-        }
-    }
-
-    /// The root document out of the store, if it is known without fetching it: by a
-    /// digest reference, or by one HEAD for a tag that an image record exists for.
-    async fn known_digest(
-        &self,
-        attached: &Attached,
-        repo: &crate::registry::Repo,
-    ) -> Result<Option<Document>> {
-        if let Some(digest) = self.reference.digest() {
-            return stored(&attached.engine, digest).await;
-        }
-        let record = attached.engine.image(&self.reference.record_name()).await?;
-        if record.is_none() {
-            // Never pulled: the GET that follows says everything a HEAD would.
-            return Ok(None);
-        }
-        match repo.head().await? {
-            Some(descriptor) => stored(&attached.engine, &descriptor.digest).await,
-            None => Ok(None),
-        }
-    }
-
-    async fn choose(&self, root: Document, source: &dyn Source, want: &Want) -> Result<Choice> {
-        let choice = resolve(root, source, want)
-            .await?
-            .outcome?
-            .complete(source)
-            .await?;
-        self.events.emit(&Event::Resolved {
-            reference: self.reference.typed().to_owned(),
-            digest: choice.root.descriptor.digest.clone(),
-            manifest: choice.leaf.descriptor.digest.clone(),
-            platform: choice
-                .platform
-                .as_ref()
-                .map_or("no platform".to_owned(), ToString::to_string),
-        });
-        Ok(choice)
     }
 
     fn say(&self, row: &mut Row, message: String) {
@@ -304,20 +218,14 @@ impl Job<'_> {
         row.warnings.push(message);
     }
 
-    /// Says what the label alone already tells about running it here.
     fn warn(&self, row: &mut Row, want: &Want, choice: &Choice) {
-        if let Some(platform) = &choice.platform
-            && let Some(host) = &want.host
-            && let Some(reason) = host.disproves(platform)
-        {
-            self.say(
-                row,
-                format!("{platform} was asked for, but this host cannot run it: {reason}"),
-            );
+        for message in image::warnings(want, choice) {
+            self.say(row, message);
         }
-        if choice.target_is_leaf {
-            self.say(row, "the image record points at the manifest and not at the index, because containerd would look up another entry".to_owned());
-        }
+    }
+
+    async fn choose(&self, root: Document, source: &dyn Source, want: &Want) -> Result<Choice> {
+        image::choose(self.reference, root, source, want, self.events).await
     }
 
     async fn pull_layout(&self, to: &LayoutRef, want: &Want, row: &mut Row) -> Result<()> {
@@ -416,31 +324,10 @@ impl Job<'_> {
     }
 }
 
-/// The document, if containerd has it undamaged; a damaged one is fetched again.
-async fn stored(engine: &Engine, digest: &Digest) -> Result<Option<Document>> {
-    match engine.read_document(digest).await {
-        Ok(verified) => Ok(Document::parse(&verified, None).ok()),
-        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::StoreDamaged) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-pub(super) fn is_artifact(choice: &Choice) -> bool {
-    choice
-        .manifest()
-        .is_some_and(crate::oci::Manifest::is_artifact)
-}
-
 fn artifact_needs_dir() -> Error {
     Error::new(
         Kind::Unsupported,
         "the reference offers an artifact here, which is delivered and not unpacked",
     )
     .hint("say where its files go with `--artifact-dir DIR`, or keep it with `--store oci:DIR`")
-}
-
-fn present_bytes(choice: &Choice) -> u64 {
-    choice.manifest().map_or(0, |m| {
-        m.config.size + m.layers.iter().map(|l| l.size).sum::<u64>()
-    }) + choice.leaf.descriptor.size
 }

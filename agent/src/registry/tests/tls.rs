@@ -119,6 +119,7 @@ async fn what_is_wrong_with_a_certificate_is_told() {
         assert_eq!(error.kind(), Kind::Unavailable, "{cause}");
         assert!(error.causes().concat().contains(cause), "{error:?}");
         assert_eq!(error.is_retryable(), retryable, "{cause}");
+        assert_eq!(error.is_of_clock(), pem == FUTURE, "{cause}");
         assert!(error.hint_text().is_some(), "{cause}");
     }
 }

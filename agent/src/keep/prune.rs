@@ -1,0 +1,414 @@
+//! Letting go of what is declared no more.
+//!
+//! Only records that the daemon created (`io.edgepull.managed=agent`) are undeclared when
+//! nothing declares them. What was pulled by hand is a person's, and what was here before
+//! was adopted: of that the daemon's pin is removed, if it set one, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::{
+    AGENT,
+    pin::{is_ours, without_pin},
+    previous::unheld,
+    stand::Standing,
+};
+use crate::{
+    containerd::{
+        Engine, K8S_NAMESPACE, StoreSource,
+        image::ImageRecord,
+        labels::{Labels, MANAGED, PREVIOUS, TARGET, gc_snapshot_key},
+    },
+    desired::Desired,
+    error::{Error, Result},
+    oci::{Descriptor, Digest, DocumentKind},
+    source::Source,
+};
+
+/// Indexes inside indexes are followed this deep.
+const MAX_DEPTH: usize = 4;
+
+/// How to prune.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PruneOptions {
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+/// What is done with a record that nothing declares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Removed,
+    Unpinned,
+    Kept,
+}
+
+/// One record that nothing declares.
+#[derive(Debug, Clone, Serialize)]
+pub struct PrunedRow {
+    pub record: String,
+    pub digest: Digest,
+    pub action: Action,
+    pub reason: String,
+    pub error: Option<Error>,
+}
+
+/// Lets go of what none of `desired` declares in the engine's namespace. `desired` must be
+/// all that is declared: what is missing in it is pruned.
+pub async fn prune(
+    engine: &Engine,
+    desired: &[Desired],
+    options: PruneOptions,
+) -> Result<Vec<PrunedRow>> {
+    let all = engine.images(Vec::new()).await?;
+    let undeclared = undeclared(engine.namespace(), &all, desired);
+    let mut users = Users::new(engine);
+    let mut rows = Vec::new();
+    for record in undeclared {
+        let user = users.of(record).await;
+        let (plan, error) = match user {
+            Ok(user) => (plan(engine.namespace(), record, user), None),
+            // Without an answer it counts as used.
+            Err(error) => {
+                let why = "whether a container uses it could not be told".to_owned();
+                (Plan::keep(record, why), Some(error))
+            }
+        };
+        let mut row = PrunedRow {
+            record: record.name.clone(),
+            digest: record.target.digest.clone(),
+            action: plan.action,
+            reason: plan.reason,
+            error,
+        };
+        if !options.dry_run {
+            match act(engine, record, plan.action, plan.labels).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    row.action = Action::Kept;
+                    "it was changed by somebody else meanwhile".clone_into(&mut row.reason);
+                }
+                Err(error) => {
+                    row.action = Action::Kept;
+                    "it could not be changed".clone_into(&mut row.reason);
+                    row.error = Some(error);
+                }
+            }
+        }
+        rows.push(row);
+    }
+    rows.sort_by(|a, b| a.record.cmp(&b.record));
+    Ok(rows)
+}
+
+async fn act(
+    engine: &Engine,
+    record: &ImageRecord,
+    action: Action,
+    labels: Labels,
+) -> Result<bool> {
+    match action {
+        Action::Removed => engine.delete_image_if(&record.name, &record.target).await,
+        _ if labels.is_empty() => Ok(true),
+        _ => engine.label_image(&record.name, labels).await,
+    }
+}
+
+fn is_owned(record: &ImageRecord) -> bool {
+    record.labels.get(MANAGED).is_some_and(|by| by == AGENT)
+}
+
+/// The records of ours, by creation or by pin, that belong to nothing desired.
+fn undeclared<'a>(
+    namespace: &str,
+    all: &'a [ImageRecord],
+    desired: &[Desired],
+) -> Vec<&'a ImageRecord> {
+    let desired: Vec<&Desired> = desired
+        .iter()
+        .filter(|desired| desired.namespace == namespace)
+        .collect();
+    let names: BTreeSet<String> = desired
+        .iter()
+        .map(|desired| desired.reference.record_name())
+        .collect();
+    let is_kept = |record: &ImageRecord| {
+        let previous = record.labels.get(PREVIOUS);
+        names.contains(&record.name) || previous.is_some_and(|of| names.contains(of))
+    };
+    // What CRI wants beside the records of an image goes with them.
+    let targets: BTreeSet<&Digest> = all
+        .iter()
+        .filter(|record| is_kept(record))
+        .map(|record| &record.target.digest)
+        .collect();
+    let is_beside = |record: &ImageRecord| {
+        namespace == K8S_NAMESPACE
+            && targets.contains(&record.target.digest)
+            && (record.name.starts_with("sha256:")
+                || desired.iter().any(|desired| {
+                    let repository = desired.reference.repository();
+                    record.name == format!("{repository}@{}", record.target.digest)
+                }))
+    };
+    all.iter()
+        .filter(|record| {
+            is_owned(record) || is_ours(record) || record.labels.contains_key(PREVIOUS)
+        })
+        .filter(|record| !is_kept(record) && !is_beside(record))
+        .collect()
+}
+
+struct Plan {
+    action: Action,
+    reason: String,
+    /// To take away from a record that stays.
+    labels: Labels,
+}
+
+impl Plan {
+    /// Takes away what is ours on it, and nothing else.
+    fn keep(record: &ImageRecord, reason: String) -> Self {
+        let mut labels = without_pin(record).unwrap_or_default();
+        labels.extend(unheld(record));
+        Self {
+            action: if labels.is_empty() {
+                Action::Kept
+            } else {
+                Action::Unpinned
+            },
+            reason,
+            labels,
+        }
+    }
+}
+
+fn plan(namespace: &str, record: &ImageRecord, user: Option<String>) -> Plan {
+    let reason = if !is_owned(record) {
+        "edgepull did not create it".to_owned()
+    } else if namespace == K8S_NAMESPACE {
+        "removing it is left to kubelet".to_owned()
+    } else if record.labels.get(TARGET).map(String::as_str) != Some(record.target.digest.as_str()) {
+        "it does not point at what edgepull made it for".to_owned()
+    } else if let Some(user) = user {
+        format!("{user} uses it")
+    } else {
+        return Plan {
+            action: Action::Removed,
+            reason: "nothing declares it".to_owned(),
+            labels: Labels::new(),
+        };
+    };
+    Plan::keep(record, reason)
+}
+
+/// Who uses images; asked for as little as possible.
+struct Users<'a> {
+    engine: &'a Engine,
+    standing: BTreeMap<String, Standing>,
+}
+
+impl<'a> Users<'a> {
+    fn new(engine: &'a Engine) -> Self {
+        Self {
+            engine,
+            standing: BTreeMap::new(),
+        }
+    }
+
+    async fn of(&mut self, record: &ImageRecord) -> Result<Option<String>> {
+        if !is_owned(record) || self.engine.namespace() == K8S_NAMESPACE {
+            return Ok(None);
+        }
+        let snapshotters: Vec<String> = self
+            .engine
+            .snapshotters()
+            .iter()
+            .filter(|snapshotter| snapshotter.init_error.is_none())
+            .map(|snapshotter| snapshotter.name.clone())
+            .collect();
+        let tops = tops(self.engine, &record.target, &snapshotters).await?;
+        let mut asked: BTreeSet<&str> = tops.iter().map(|(name, _)| name.as_str()).collect();
+        // Containers are the same for every snapshotter; one must be asked in any case.
+        asked.extend(snapshotters.first().map(String::as_str));
+        for name in asked {
+            if !self.standing.contains_key(name) {
+                let standing = Standing::of(self.engine, name).await?;
+                self.standing.insert(name.to_owned(), standing);
+            }
+        }
+        let made_from = self
+            .standing
+            .values()
+            .find_map(|standing| standing.made_from(&record.name));
+        Ok(made_from.or_else(|| {
+            tops.iter()
+                .find_map(|(name, top)| self.standing.get(name)?.runs_on(top))
+        }))
+    }
+}
+
+/// The snapshots that containers of an image start from: of all its platforms that are
+/// here, in every snapshotter that it is unpacked for.
+async fn tops(
+    engine: &Engine,
+    target: &Descriptor,
+    snapshotters: &[String],
+) -> Result<Vec<(String, String)>> {
+    let store = StoreSource::new(engine.clone());
+    let mut found = Vec::new();
+    let mut documents = vec![(target.clone(), 0)];
+    while let Some((descriptor, depth)) = documents.pop() {
+        if !store.has(&descriptor).await {
+            continue;
+        }
+        // One that cannot be read has nothing below it that could be run.
+        let Ok(document) = store.document(&descriptor).await else {
+            continue;
+        };
+        match document.kind {
+            DocumentKind::Index(index) if depth < MAX_DEPTH => documents.extend(
+                index
+                    .entries
+                    .into_iter()
+                    .filter(|entry| entry.media_type.is_index() || entry.media_type.is_manifest())
+                    .map(|entry| (entry, depth + 1)),
+            ),
+            DocumentKind::Index(_) => {}
+            DocumentKind::Manifest(manifest) => {
+                let info = engine.blob_info(&manifest.config.digest).await?;
+                let labels = info.map(|info| info.labels).unwrap_or_default();
+                found.extend(snapshotters.iter().filter_map(|name| {
+                    let top = labels.get(&gc_snapshot_key(name))?;
+                    Some((name.clone(), top.clone()))
+                }));
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        containerd::labels::{CRI_PINNED, PINNED, PINNED_BY},
+        desired::Origin,
+        oci::{MediaType, Reference},
+        schedule::Refresh,
+    };
+
+    fn record(name: &str, target: &str, labels: &[(&str, &str)]) -> ImageRecord {
+        ImageRecord {
+            name: name.to_owned(),
+            target: Descriptor::new(MediaType::OciIndex, Digest::of(target.as_bytes()), 1),
+            labels: labels
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        }
+    }
+
+    fn owned(name: &str, target: &str) -> ImageRecord {
+        let made = Digest::of(target.as_bytes()).to_string();
+        record(name, target, &[(MANAGED, AGENT), (TARGET, &made)])
+    }
+
+    fn desired(name: &str, namespace: &str) -> Desired {
+        Desired {
+            reference: Reference::parse(name).expect("valid"),
+            platform: "host".to_owned(),
+            namespace: namespace.to_owned(),
+            refresh: Refresh::Never,
+            pin: true,
+            keep_previous: 1,
+            origin: Origin {
+                file: "x".into(),
+                line: 1,
+            },
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_a_desired_image_stays() {
+        let by_digest = format!("r.example/app@{}", Digest::of(b"t"));
+        let before = format!("r.example/app@{}", Digest::of(b"old"));
+        let mut previous = owned(&before, "old");
+        previous
+            .labels
+            .insert(PREVIOUS.to_owned(), "r.example/app:1".to_owned());
+        let all = [
+            owned("r.example/app:1", "t"),
+            owned(&by_digest, "t"),
+            owned("sha256:c0", "t"),
+            owned("sha256:c1", "old"),
+            previous,
+            owned("r.example/gone:1", "u"),
+            owned("sha256:c2", "u"),
+            record(
+                "r.example/hand:1",
+                "h",
+                &[(MANAGED, "cli"), PINNED, (PINNED_BY, "cli")],
+            ),
+            record("r.example/theirs:1", "i", &[CRI_PINNED]),
+            record(
+                "r.example/adopted:1",
+                "j",
+                &[CRI_PINNED, (PINNED_BY, AGENT)],
+            ),
+        ];
+        let names = |namespace: &str, desired: &[Desired]| -> Vec<String> {
+            undeclared(namespace, &all, desired)
+                .iter()
+                .map(|record| record.name.clone())
+                .collect()
+        };
+        let app = [
+            desired("r.example/app:1", "k8s.io"),
+            desired("r.example/gone:1", "other"),
+        ];
+        let gone = ["r.example/gone:1", "sha256:c2", "r.example/adopted:1"];
+        assert_eq!(names("k8s.io", &app), gone);
+        assert_eq!(
+            names("k8s.io", &[]).len(),
+            8,
+            "all but a person's and others'"
+        );
+        // Elsewhere nobody needs records beside: each name was asked for, or was not.
+        let app = [desired("r.example/app:1", "default")];
+        assert!(names("default", &app).contains(&by_digest));
+        assert!(!names("default", &app).contains(&before));
+    }
+
+    #[test]
+    fn only_what_is_ours_unchanged_and_unused_is_removed() {
+        let action = |namespace, record: &ImageRecord, user: Option<&str>| {
+            let plan = plan(namespace, record, user.map(str::to_owned));
+            (plan.action, plan.labels.len())
+        };
+        let mine = owned("r/app:1", "t");
+        assert_eq!(action("default", &mine, None), (Action::Removed, 0));
+        assert_eq!(
+            action("default", &mine, Some("container x")),
+            (Action::Kept, 0)
+        );
+        assert_eq!(action("k8s.io", &mine, None), (Action::Kept, 0));
+        let mut pinned = mine.clone();
+        pinned
+            .labels
+            .extend(record("", "", &[PINNED, (PINNED_BY, AGENT)]).labels);
+        assert_eq!(action("default", &pinned, None), (Action::Removed, 0));
+        assert_eq!(
+            action("default", &pinned, Some("container x")),
+            (Action::Unpinned, 2)
+        );
+        assert_eq!(action("k8s.io", &pinned, None), (Action::Unpinned, 2));
+        let mut moved = mine.clone();
+        moved.target = owned("", "elsewhere").target;
+        assert_eq!(action("default", &moved, None), (Action::Kept, 0));
+        let adopted = record("r/b:1", "t", &[CRI_PINNED, (PINNED_BY, AGENT)]);
+        assert_eq!(action("default", &adopted, None), (Action::Unpinned, 2));
+    }
+}
