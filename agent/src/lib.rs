@@ -21,6 +21,7 @@ pub mod kind;
 pub mod layout;
 pub mod metrics;
 pub mod oci;
+pub mod pressure;
 pub mod pull;
 pub mod reconcile;
 pub mod redact;

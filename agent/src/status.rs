@@ -121,6 +121,13 @@ impl Image {
         }
     }
 
+    /// Whether it is this one.
+    pub fn is(&self, key: &Key) -> bool {
+        self.reference == key.reference
+            && self.platform == key.platform
+            && self.namespace == key.namespace
+    }
+
     /// Whether the image is on the device; work on it does not take it away.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready

@@ -5,6 +5,8 @@ mod lab;
 
 #[path = "containerd/faults.rs"]
 mod faults;
+#[path = "containerd/keep.rs"]
+mod keep;
 #[path = "containerd/made.rs"]
 mod made;
 #[path = "containerd/shared.rs"]

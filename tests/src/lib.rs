@@ -35,6 +35,7 @@
     reason = "this crate is a test: a panic with a position is the failure report"
 )]
 
+pub mod agent;
 pub mod containerd;
 pub mod device;
 pub mod disk;

@@ -156,6 +156,16 @@ pub(crate) enum Verb {
     /// Resolve, fetch, verify, unpack, sync and record
     Pull(Pull),
 
+    /// Keep declared images on this host: the daemon
+    #[command(after_help = "\
+Images are declared in images.d beside the configuration: `*.txt` with one reference a line, or
+`*.toml` (edgepull-images(5)). It is usually started by systemd: systemctl enable --now edgepull
+
+Examples:
+  edgepull agent --check-config    are config.toml and images.d right? Nothing is done
+  edgepull agent --once            one pass, e.g. from cron or in an image build; worst result as exit code")]
+    Agent(Agent),
+
     /// The images that edgepull put here
     Images {
         /// Every image record of the namespace, whoever made it
@@ -286,6 +296,19 @@ pub(crate) struct Pull {
     /// Write an artifact's files here
     #[arg(long, value_name = "DIR")]
     pub(crate) artifact_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Agent {
+    /// One pass over everything that is declared, whatever its time, and the end
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Read the configuration, say what is declared and what is wrong, and do nothing
+    #[arg(long, conflicts_with = "once")]
+    pub(crate) check_config: bool,
+    /// A process that the daemon starts for itself
+    #[arg(long, hide = true)]
+    pub(crate) worker: bool,
 }
 
 fn rate(text: &str) -> Result<u64, String> {

@@ -129,6 +129,10 @@ fn usage(error: &clap::Error) -> Error {
 async fn until_stopped(cli: Cli, printer: Printer) -> Result<Failures> {
     use tokio::signal::unix::{SignalKind, signal};
 
+    // The daemon ends in its own way, and its worker with it.
+    if matches!(&cli.verb, Verb::Agent(agent) if !agent.once) {
+        return run(cli, printer).await;
+    }
     // Both before any work: until then a signal would end the process without a word.
     let listen = |kind| {
         signal(kind).map_err(|error| {
@@ -156,6 +160,8 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
     let config = match &cli.verb {
         // They say what the program is, whatever is configured.
         Verb::Completions { .. } | Verb::Man | Verb::Version => Config::default(),
+        // It reads its own, again and again.
+        Verb::Agent(_) => Config::default(),
         _ => Config::load(cli.global.config.as_deref())?,
     };
     let context = Context::new(cli.global, config, printer).limit_rate(rate);
@@ -168,6 +174,10 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
             platform,
         } => command::check::run(&context, &references, &platform.platforms).await,
         Verb::Pull(pull) => command::pull::run(&context, &pull).await,
+        Verb::Agent(agent) => {
+            let global = context.global.clone();
+            command::agent::run(&context, &global, &agent).await
+        }
         Verb::Images { all } => command::images::list(&context, all).await,
         Verb::Rm { references, force } => {
             command::images::remove(&context, &references, force).await

@@ -77,34 +77,40 @@ pub struct Config {
 impl Config {
     /// The file that was named, which must exist, or the usual one, which need not.
     pub fn load(named: Option<&Path>) -> Result<Self> {
+        Self::of_text(&Self::text(named)?, named)
+    }
+
+    /// What the file says, empty where it need not exist and does not.
+    pub fn text(named: Option<&Path>) -> Result<String> {
         let path = named.unwrap_or(Path::new(PATH));
-        let refuse = |why: &dyn std::fmt::Display| {
-            Error::new(
-                Kind::Config,
-                format_args!("cannot use the configuration `{}`", path.display()),
-            )
-            .because(why)
-        };
         let mut text = Vec::new();
         let read = File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_end(&mut text));
         match read {
             Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {
-                return Ok(Self::default());
+                return Ok(String::new());
             }
             Err(error) => {
-                return Err(refuse(&error).hint("name another file with --config"));
+                return Err(refuse(path, &error).hint("name another file with --config"));
             }
             Ok(_) if text.len() as u64 > LARGEST => {
-                return Err(refuse(&format_args!("it has more than {LARGEST} bytes")));
+                return Err(refuse(
+                    path,
+                    &format_args!("it has more than {LARGEST} bytes"),
+                ));
             }
             Ok(_) => {}
         }
-        let text = String::from_utf8(text).map_err(|error| refuse(&error))?;
-        Self::parse(&text).map_err(|fault| {
+        String::from_utf8(text).map_err(|error| refuse(path, &error))
+    }
+
+    /// What a text says that came out of that file.
+    pub fn of_text(text: &str, named: Option<&Path>) -> Result<Self> {
+        let path = named.unwrap_or(Path::new(PATH));
+        Self::parse(text).map_err(|fault| {
             let key = fault
                 .key
                 .map_or_else(String::new, |key| format!(", key `{key}`"));
-            refuse(&format_args!("line {}{key}: {}", fault.line, fault.what))
+            refuse(path, &format_args!("line {}{key}: {}", fault.line, fault.what))
                 .hint("docs/config.toml of the source has every key; nothing is done until the file is right")
         })
     }
@@ -170,6 +176,14 @@ impl Config {
     pub fn free_floor(&self) -> DiskFloor {
         self.disk_floor.unwrap_or_default()
     }
+}
+
+fn refuse(path: &Path, why: &dyn std::fmt::Display) -> Error {
+    Error::new(
+        Kind::Config,
+        format_args!("cannot use the configuration `{}`", path.display()),
+    )
+    .because(why)
 }
 
 /// Reads the text, for fuzzing; not an interface.

@@ -214,6 +214,12 @@ impl Engine {
     /// Reads a document or config whole and verifies it. A blob that the store has but
     /// that is not what its digest says is `store_damaged`.
     pub async fn read_document(&self, digest: &Digest) -> Result<Verified> {
+        let (verified, _) = self.read_labelled(digest).await?;
+        Ok(verified)
+    }
+
+    /// As [`Self::read_document`], with the labels that the blob has.
+    pub async fn read_labelled(&self, digest: &Digest) -> Result<(Verified, Labels)> {
         let Some(info) = self.blob_info(digest).await? else {
             return Err(missing(digest));
         };
@@ -234,12 +240,13 @@ impl Engine {
                 break;
             }
         }
-        Verified::check(bytes.into(), digest).map_err(|error| {
+        let verified = Verified::check(bytes.into(), digest).map_err(|error| {
             error
                 .with_kind(Kind::StoreDamaged)
                 .during(format_args!("containerd's copy of {digest} is damaged"))
                 .hint("a power cut or a failing disk does this; delete the image and the blob (`ctr content rm`), and pull again")
-        })
+        })?;
+        Ok((verified, info.labels))
     }
 }
 

@@ -240,6 +240,8 @@ impl Engine {
             image: Some(Image {
                 name: name.to_owned(),
                 labels,
+                // Not changed by the mask, but 1.7 and later crash without one.
+                target: Some(containerd_client::types::Descriptor::default()),
                 ..Image::default()
             }),
             ..UpdateImageRequest::default()

@@ -9,6 +9,7 @@ pub mod containers;
 pub mod content;
 mod cri;
 pub mod diff;
+pub mod events;
 pub mod failure;
 pub mod image;
 pub mod ingest;
@@ -24,6 +25,7 @@ mod transfer;
 mod writer;
 
 pub use client::{Engine, Snapshotter};
+pub use events::{Change, ChangeKind, Changes};
 pub use failure::{Cause, Failure};
 pub use lease::Lease;
 pub use lock::ImageLock;

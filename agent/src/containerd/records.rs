@@ -11,15 +11,27 @@
 
 use super::{
     K8S_NAMESPACE,
+    image::ImageRecord,
     labels::{CRI_MANAGED, CRI_PINNED, Labels, PINNED},
 };
-use crate::oci::{Digest, Reference};
+use crate::oci::{Descriptor, Digest, Reference};
 
 /// A record to write: its name and the labels that it must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub name: String,
     pub labels: Labels,
+    /// The name is the config's digest. Two references with one config and two indexes
+    /// share the record, and it serves both, whichever index it points at.
+    pub shared: bool,
+}
+
+impl Record {
+    /// Whether `there`, which has its name, says what it has to say about `target`.
+    pub fn is(&self, there: &ImageRecord, target: &Descriptor) -> bool {
+        let target = if self.shared { &there.target } else { target };
+        there.is(target, &self.labels)
+    }
 }
 
 /// What the records of one image depend on.
@@ -44,7 +56,11 @@ pub fn records(image: RecordsFor<'_>) -> Vec<Record> {
         } else {
             Labels::new()
         };
-        return vec![Record { name: own, labels }];
+        return vec![Record {
+            name: own,
+            labels,
+            shared: false,
+        }];
     };
     let by_digest = format!("{}@{}", image.reference.repository(), image.target);
     let mut names = vec![config.to_string(), by_digest, own];
@@ -54,6 +70,7 @@ pub fn records(image: RecordsFor<'_>) -> Vec<Record> {
     names
         .into_iter()
         .map(|name| Record {
+            shared: name == config.as_str(),
             name,
             labels: if image.pin {
                 labels([CRI_MANAGED, CRI_PINNED])
@@ -74,6 +91,7 @@ fn labels<const N: usize>(pairs: [(&str, &str); N]) -> Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oci::MediaType;
 
     #[test]
     fn kubernetes_has_three_names_and_everybody_else_one() {
@@ -112,5 +130,35 @@ mod tests {
             1,
             "an artifact"
         );
+    }
+
+    #[test]
+    fn two_indexes_with_one_config_share_its_record() {
+        let reference = Reference::parse("r.example/app:1").expect("valid");
+        let config = Digest::of(b"config");
+        let target = |name: &[u8]| Descriptor::new(MediaType::OciIndex, Digest::of(name), 1);
+        let (ours, other) = (target(b"ours"), target(b"other"));
+        let all = records(RecordsFor {
+            namespace: "k8s.io",
+            reference: &reference,
+            target: &ours.digest,
+            config: Some(&config),
+            pin: false,
+        });
+        let there = |record: &Record, target: &Descriptor, labels: &Labels| ImageRecord {
+            name: record.name.clone(),
+            target: target.clone(),
+            labels: labels.clone(),
+        };
+        for record in &all {
+            assert!(record.is(&there(record, &ours, &record.labels), &ours));
+            assert!(!record.is(&there(record, &ours, &Labels::new()), &ours));
+            assert_eq!(
+                record.is(&there(record, &other, &record.labels), &ours),
+                record.name == config.as_str(),
+                "{}",
+                record.name
+            );
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! What those who ask the daemon share with its loop.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
@@ -30,7 +32,7 @@ pub struct Handle {
     pub board: Board,
     pub metrics: Metrics,
     /// The document of `edgepull detect`.
-    host: Bytes,
+    host: Arc<Mutex<Bytes>>,
     asks: mpsc::Sender<Ask>,
 }
 
@@ -41,14 +43,22 @@ impl Handle {
         let handle = Self {
             board,
             metrics,
-            host: host.into(),
+            host: Arc::new(Mutex::new(host.into())),
             asks,
         };
         (handle, taken)
     }
 
     pub(super) fn host(&self) -> Bytes {
-        self.host.clone()
+        self.host
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The document of `edgepull detect` is another one, since the engine is known.
+    pub(super) fn set_host(&self, document: String) {
+        *self.host.lock().unwrap_or_else(PoisonError::into_inner) = document.into();
     }
 
     /// The text of `/metrics`, and of the textfile.

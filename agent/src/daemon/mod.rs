@@ -1,19 +1,30 @@
 //! The daemon: one loop over plan and steps, and those who ask it.
 
+mod act;
 mod answer;
 pub mod client;
+mod declared;
+mod engines;
 mod handle;
+mod host_document;
 pub mod journal;
+mod look;
 pub mod notify;
 mod patience;
 mod refusals;
+mod run;
+pub mod session;
 pub mod socket;
+mod state_lock;
 mod stream;
 pub mod watch;
+pub mod worker;
 
 pub use self::{
     handle::{Ask, Handle},
+    host_document::{EngineRow, HostDocument},
     refusals::count_refusals,
+    run::{Places, once, run},
 };
 
 /// Where the daemon is asked.

@@ -7,7 +7,7 @@ use crate::{
     containerd::{Engine, StoreSource},
     error::{Error, Result},
     kind::Kind,
-    oci::{Descriptor, Document},
+    oci::{Descriptor, Digest, Document},
     resolve::{Want, all_platforms, resolve},
     source::Source,
 };
@@ -38,6 +38,19 @@ pub(super) async fn choose(engine: &Engine, target: &Descriptor, want: &Want) ->
         }
     }
     Err(first)
+}
+
+/// The config of the image below `target`; `None` where the store does not have it whole.
+pub async fn config_of(
+    engine: &Engine,
+    target: &Descriptor,
+    want: &Want,
+) -> Result<Option<Digest>> {
+    match choose(engine, target, want).await {
+        Ok(choice) => Ok(Some(choice.config.digest().clone())),
+        Err(error) if is_damage(&error) || error.kind() == Kind::PlatformMissing => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The image that `want` picks below `root`, with every document and the config.

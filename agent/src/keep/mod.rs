@@ -4,13 +4,16 @@
 mod choose;
 mod files;
 mod layers;
+pub mod observe;
 pub mod pin;
 pub mod previous;
 pub mod prune;
 pub mod recheck;
 pub mod repair;
+pub mod space;
 mod stand;
 
+pub use choose::config_of;
 pub use pin::{Pinned, set_pin};
 pub use previous::{hold_previous, trim};
 pub use prune::{Action, PruneOptions, PrunedRow, prune};

@@ -5,6 +5,7 @@
 //! own tar, verified by its digest, says something else than the disk. Where nothing can be
 //! proven the report says why.
 
+use std::fmt;
 use std::{
     collections::BTreeSet,
     path::PathBuf,
@@ -61,6 +62,22 @@ pub struct Damage {
     pub path: Option<String>,
     pub expected: String,
     pub found: String,
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            DamageKind::Document => "document",
+            DamageKind::Blob => "blob",
+            DamageKind::Snapshot => "snapshot of layer",
+            DamageKind::File => "file of layer",
+        };
+        write!(f, "{what} {}", self.digest.short())?;
+        if let Some(path) = &self.path {
+            write!(f, ", `{path}`")?;
+        }
+        write!(f, ": {} instead of {}", self.found, self.expected)
+    }
 }
 
 /// What could not be looked at.

@@ -27,7 +27,7 @@ pub async fn is_present(engine: &Engine, request: &Request<'_>) -> Result<bool> 
     // The records first: for a new image that is one call, and the answer is no.
     for record in records(records_for(engine, request, &images)) {
         let there = engine.image(&record.name).await?;
-        if !there.is_some_and(|there| there.is(request.choice.target(), &record.labels)) {
+        if !there.is_some_and(|there| record.is(&there, request.choice.target())) {
             return Ok(false);
         }
     }

@@ -4,7 +4,7 @@
 
 use std::{path::Path, sync::Mutex};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Choice,
@@ -64,7 +64,7 @@ pub struct Request<'a> {
 }
 
 /// Whether anything had to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     Pulled,
@@ -73,7 +73,7 @@ pub enum Status {
 }
 
 /// What it took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bytes {
     /// Fetched from the source.
     pub downloaded: u64,

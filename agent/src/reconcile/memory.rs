@@ -23,6 +23,15 @@ const SCHEMA: &str = "edgepull.state/1";
 /// forgotten, and then stay on the disk.
 const MOST_UNDESIRED: usize = 4096;
 
+/// Failures that no step within the engine makes good.
+const REGISTRYS: [Kind; 5] = [
+    Kind::Unauthorized,
+    Kind::NotFound,
+    Kind::RateLimited,
+    Kind::Unavailable,
+    Kind::PlatformMissing,
+];
+
 /// What is remembered of every image.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Memory {
@@ -73,17 +82,20 @@ impl Memory {
     /// A step was taken and did what it should.
     pub fn succeeded(&mut self, key: &Key, now: Timestamp, step: Step) {
         let remembered = self.images.entry(key.clone()).or_default();
-        remembered.failures = 0;
-        remembered.next_try = None;
-        remembered.error = None;
         match step {
             Step::Pull(_) => {
                 remembered.last_check = Some(now);
                 remembered.last_success = Some(now);
             }
             Step::Recheck => remembered.recheck = false,
+            // Else a registry that is away would be asked again after the shortest wait
+            // whenever a pin had to be set.
+            Step::Pin(_) | Step::Trim if is_registrys(remembered) => return,
             Step::Pin(_) | Step::Trim => {}
         }
+        remembered.failures = 0;
+        remembered.next_try = None;
+        remembered.error = None;
     }
 
     /// A step failed; how long the image is now left alone is decided here.
@@ -158,6 +170,12 @@ impl Memory {
         gone.map(|(key, _)| key.clone()).collect()
     }
 
+    /// When the next one can be removed.
+    pub fn next_removal(&self, after: Duration) -> Option<Timestamp> {
+        let first = self.undesired.values().min()?;
+        Some(later(*first, after))
+    }
+
     /// It was removed, or is not ours to remove.
     pub fn removed(&mut self, key: &Key) {
         self.undesired.remove(key);
@@ -216,6 +234,13 @@ impl Memory {
         }
         Ok(memory)
     }
+}
+
+/// Whether the last failure was the registry's.
+fn is_registrys(remembered: &Remembered) -> bool {
+    let error = remembered.error.as_ref();
+    let kind = error.and_then(|error| error.get("kind")?.as_str());
+    kind.is_some_and(|kind| REGISTRYS.iter().any(|known| known.name() == kind))
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -203,8 +203,7 @@ impl Planner {
     }
 
     fn finish(mut self, now: &Zoned, settings: &Settings) -> Plan {
-        self.ranked
-            .sort_by(|a, b| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)));
+        self.ranked.sort_by_key(|step| (step.0, step.1, step.2));
         let may_fetch = self.open && self.plausible;
         let fetch = self.fetch.map(|at| {
             let at = at.to_zoned(now.time_zone().clone());

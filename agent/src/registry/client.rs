@@ -119,6 +119,9 @@ impl Client {
 
     /// Every HTTP request sent so far, redirects and retries included, except those to
     /// token servers.
+    pub fn counts(&self) -> super::Counts {
+        super::Counts::default()
+    }
     pub fn requests(&self) -> u64 {
         self.shared.transport.requests()
     }

@@ -16,6 +16,7 @@ mod body;
 mod challenge;
 mod client;
 mod clients;
+mod counts;
 mod credentials;
 mod demands;
 mod docker_config;
@@ -43,6 +44,7 @@ mod test_server;
 mod tests;
 
 pub use client::{Client, Settings};
+pub use counts::Counts;
 pub use credentials::{Credentials, Environment};
 pub use endpoint::{Capabilities, Endpoint};
 pub use pace::parse_rate;

@@ -156,7 +156,7 @@ impl Windows {
             return now.clone();
         }
         let later = now.saturating_add(24.hours());
-        let found = self.starts(now).into_iter().chain(self.changes(now));
+        let found = self.starts(now).into_iter().chain(changes(now));
         found
             .filter(|at| at > now && self.is_open(at))
             .min()
@@ -190,16 +190,16 @@ impl Windows {
         }
         starts
     }
+}
 
-    /// The moments at which the clock is put forward or back.
-    fn changes<'a>(&self, now: &'a Zoned) -> impl Iterator<Item = Zoned> + use<'a> {
-        let until = now.timestamp().saturating_add((24 * DAYS_AHEAD).hours());
-        now.time_zone()
-            .following(now.timestamp())
-            .map(|change| change.timestamp())
-            .take_while(move |at| until.as_ref().is_ok_and(|until| at <= until))
-            .map(|at| at.to_zoned(now.time_zone().clone()))
-    }
+/// The moments at which the clock is put forward or back.
+fn changes(now: &Zoned) -> impl Iterator<Item = Zoned> {
+    let until = now.timestamp().saturating_add((24 * DAYS_AHEAD).hours());
+    now.time_zone()
+        .following(now.timestamp())
+        .map(|change| change.timestamp())
+        .take_while(move |at| until.as_ref().is_ok_and(|until| at <= until))
+        .map(|at| at.to_zoned(now.time_zone().clone()))
 }
 
 #[cfg(test)]

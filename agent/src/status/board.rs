@@ -328,6 +328,14 @@ impl Board {
         });
     }
 
+    /// What was chosen for the platform that is wanted, by its label.
+    pub fn selected(&self, key: &Key, platform: Option<&str>) {
+        let mut state = self.lock();
+        if let Some(image) = state.images.iter_mut().find(|image| is(image, key)) {
+            image.selected_platform = platform.map(str::to_owned);
+        }
+    }
+
     /// When the image was last known to be as its registry has it.
     pub fn succeeded(&self, key: &Key, at: Option<Timestamp>) {
         let mut state = self.lock();

@@ -8,8 +8,7 @@ use std::{
     time::Duration,
 };
 
-use edgepull_platform::{Host, Platform, Selects};
-use serde::Serialize;
+use edgepull_platform::{Host, Selects};
 
 use super::super::{
     Failures,
@@ -17,27 +16,10 @@ use super::super::{
     output,
 };
 use crate::{
+    daemon::{EngineRow, HostDocument},
     error::{Error, Result},
     kind::Kind,
 };
-
-#[derive(Serialize)]
-struct Document<'a> {
-    #[serde(flatten)]
-    host: &'a Host,
-    selects: &'a [Platform],
-    engine: Option<EngineRow>,
-}
-
-#[derive(Serialize)]
-struct EngineRow {
-    name: &'static str,
-    address: String,
-    namespace: String,
-    snapshotter: String,
-    version: String,
-    platform: Platform,
-}
 
 /// Where dockers listen.
 const DOCKER: [&str; 2] = ["/run/docker.sock", "/var/run/docker.sock"];
@@ -83,7 +65,7 @@ pub(crate) async fn run(context: &Context, record: Option<&Path>) -> Result<Fail
         ));
     }
     if context.printer.json() {
-        context.printer.document(&Document {
+        context.printer.document(&HostDocument {
             host: &host,
             selects: &selects.platforms,
             engine: attached.as_ref().map(engine_row),

@@ -1,5 +1,6 @@
 //! One module a verb (or a pair of verbs): ask the library, print the answer.
 
+pub(super) mod agent;
 pub(super) mod check;
 pub(super) mod detect;
 pub(super) mod export;

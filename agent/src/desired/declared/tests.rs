@@ -186,6 +186,38 @@ fn lists_have_comments_blank_lines_and_any_line_ends() {
     }
 }
 
+/// The page has every key, and its examples can be copied.
+#[test]
+fn the_manual_page_is_right() {
+    let page = include_str!("../../../../docs/edgepull-images.5.md");
+    let block = |language: &str| {
+        let fence = format!("```{language}\n");
+        let (_, rest) = page.split_once(&fence).expect(language);
+        rest.split_once("```").expect("an end").0
+    };
+    let images = toml(block("toml")).expect("right");
+    let every = &images[0];
+    assert_eq!(images.len(), 2);
+    assert!(every.namespace.is_some() && every.refresh.is_some());
+    assert!(every.only.arch.is_some() && every.only.model.is_some());
+    assert!(!every.only.labels.is_empty());
+    assert_eq!(lines(block("text")).expect("right").len(), 2);
+    for key in [
+        "reference",
+        "platforms",
+        "namespace",
+        "refresh",
+        "pin",
+        "verify",
+        "keep_previous",
+        "only.arch",
+        "only.model",
+        "only.labels",
+    ] {
+        assert!(page.contains(&format!("| `{key}` |")), "{key}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn any_text_is_images_or_a_fault(text in "\\PC{0,60}|(\\[\\[image\\]\\]|\n|reference|only|labels|arch|platforms|=|\"|a|\\{|\\}|\\[|\\]|\\.){0,30}") {
@@ -195,8 +227,8 @@ proptest::proptest! {
     #[test]
     fn a_file_of_references_has_each_of_them(names in proptest::collection::vec("[a-z]{1,8}:[a-z0-9]{1,5}", 0..20)) {
         let listed = lines(&names.join("\r\n")).expect("references");
-        let tables: String = names.iter().map(|name| format!("[[image]]\nreference = \"{name}\"\n")).collect();
-        let declared = toml(&tables).expect("references");
+        let tables: Vec<_> = names.iter().map(|name| format!("[[image]]\nreference = \"{name}\"")).collect();
+        let declared = toml(&tables.join("\n")).expect("references");
         proptest::prop_assert_eq!(listed.len(), names.len());
         for (one, other) in listed.iter().zip(&declared) {
             let line = one.line;

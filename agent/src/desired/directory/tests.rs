@@ -173,7 +173,7 @@ fn what_cannot_be_a_file_of_images_is_a_fault() {
     }
 }
 
-/// As a ConfigMap is mounted: `a.txt` leads to `..data/a.txt`, and `..data` is replaced.
+/// As a `ConfigMap` is mounted: `a.txt` leads to `..data/a.txt`, and `..data` is replaced.
 #[test]
 fn links_are_followed() {
     let mut dir = Dir::new();
@@ -275,8 +275,8 @@ fn a_digest_is_never_refreshed() {
 #[test]
 fn there_are_limits_and_what_is_within_them_counts() {
     let mut dir = Dir::new();
-    let many: String = (0..5000).map(|number| format!("r/a:{number}\n")).collect();
-    dir.write("a.txt", many);
+    let many: Vec<_> = (0..5000).map(|number| format!("r/a:{number}")).collect();
+    dir.write("a.txt", many.join("\n"));
     let read = dir.read();
     assert_eq!(read.images.len(), MOST_IMAGES);
     assert!(!read.complete);

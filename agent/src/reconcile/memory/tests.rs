@@ -59,10 +59,19 @@ fn failures_add_up_until_something_succeeds() {
         ..Remembered::default()
     };
     assert_eq!(memory.get(&key("a")), Some(&expected));
-    // A pin says nothing about the registry.
+    // A pin says nothing about the registry, and a registry that is away nothing about pins.
     let later = at("2026-11-28T13:00:00Z");
     memory.succeeded(&key("a"), later, Step::Pin(true));
     assert_eq!(memory.get(&key("a")), Some(&expected));
+    for (kind, left) in [(Kind::Unavailable, 1), (Kind::ContainerdUnavailable, 0)] {
+        memory.failed(&key("a"), now, &Error::new(kind, "no"), &settings());
+        memory.succeeded(&key("a"), later, Step::Pin(true));
+        let remembered = memory.get(&key("a")).expect("remembered");
+        assert_eq!(remembered.failures, left, "{kind:?}");
+        assert_eq!(remembered.error.is_some(), left == 1);
+        memory.succeeded(&key("a"), now, Step::Recheck);
+        assert_eq!(memory.get(&key("a")), Some(&expected));
+    }
 }
 
 #[test]
@@ -117,6 +126,7 @@ fn what_is_not_desired_is_remembered_until_it_is_removed() {
     memory.forget(&[key("a")].into(), tomorrow);
     assert_eq!(memory.removable(at(NOW), day), []);
     assert_eq!(memory.removable(tomorrow, day), [key("b"), key("c")]);
+    assert_eq!(memory.next_removal(day), Some(tomorrow));
     assert_eq!(memory.undesired_since(&key("b"), after), Some(at(NOW)));
     assert_eq!(memory.undesired_since(&key("d"), after), Some(after));
     // One is declared again, another removed.

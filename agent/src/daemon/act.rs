@@ -1,0 +1,330 @@
+//! One step for one image, and what came of it.
+
+use std::{fmt::Write as _, path::Path, time::Duration};
+
+use jiff::Timestamp;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::{
+    journal,
+    run::Daemon,
+    worker::{Done, Job, Pulled, Rechecked, Spent, Work, Worker},
+};
+use crate::{
+    desired::{Desired, Key},
+    error::{Error, Result},
+    event::Observer,
+    keep,
+    kind::Kind,
+    pressure::{self, Pressure},
+    pull::{Bytes, Status},
+    reconcile::{Step, Why},
+};
+
+/// How often the service manager is told how far the work is.
+const TELL: Duration = Duration::from_secs(5);
+/// How often pressure is looked at while it is waited for its end.
+const BREATH: Duration = Duration::from_secs(10);
+
+impl Daemon {
+    /// Takes the step; whatever comes of it, the image has been dealt with for now.
+    pub(super) async fn act(&mut self, key: &Key, step: Step) {
+        let Some(desired) = self.desired(key) else {
+            return;
+        };
+        if self.taken.as_ref() == Some(&(key.clone(), step)) && !self.asked.contains(key) {
+            // It was done, and looks as if it had not been: again would be for ever.
+            let error = Error::new(
+                Kind::StoreDamaged,
+                format_args!("`{key}` was brought in order, and is not"),
+            )
+            .because("another client of containerd may undo it, or its store does not keep what it is given")
+            .hint("`edgepull repair` looks closer; `ctr events` shows who changes image records")
+            .retry(true);
+            self.taken = None;
+            self.failed(&desired, &error);
+            return;
+        }
+        let done = match step {
+            Step::Pull(why) => self.pull(&desired, why).await,
+            Step::Recheck => self.recheck(&desired).await,
+            Step::Pin(on) => self.pin(&desired, on).await,
+            Step::Trim => self.trim(&desired).await,
+        };
+        match done {
+            Ok(true) => {
+                self.memory.succeeded(key, Timestamp::now(), step);
+                self.taken = Some((key.clone(), step));
+            }
+            // Broken off: the image is not wanted any more, or the daemon stops.
+            Ok(false) => self.taken = None,
+            Err(error) if error.kind() == Kind::ContainerdUnavailable => {
+                self.taken = None;
+                self.engine_lost(error);
+                return;
+            }
+            Err(error) => {
+                self.taken = None;
+                self.failed(&desired, &error);
+            }
+        }
+        if matches!(step, Step::Pull(_)) {
+            self.answered(key);
+        }
+    }
+
+    /// The image is left alone for a while.
+    fn failed(&mut self, desired: &Desired, error: &Error) {
+        let key = desired.key();
+        let now = Timestamp::now();
+        self.memory.failed(&key, now, error, &self.settings);
+        journal::report(error, Some(&key));
+        // What is there is looked at again, and with it goes what was said of it.
+        self.stale.insert(key);
+        self.save();
+    }
+
+    async fn pull(&mut self, desired: &Desired, why: Why) -> Result<bool> {
+        if why != Why::Asked && !self.calm().await {
+            return Ok(false);
+        }
+        let key = desired.key();
+        let begun = Instant::now();
+        let (done, spent) = self.run(desired, Work::Pull).await;
+        self.count(desired, &spent);
+        match done {
+            Ok(Some(Done::Pulled(pulled))) => {
+                self.handle
+                    .metrics
+                    .pull_ended(Ok(pulled.status), begun.elapsed(), pulled.bytes);
+                self.pulled(&key, &pulled);
+                Ok(true)
+            }
+            Ok(Some(Done::Rechecked(_))) => Err(unexpected()),
+            Ok(None) => Ok(false),
+            Err(error) => {
+                let took = begun.elapsed();
+                self.handle
+                    .metrics
+                    .pull_ended(Err(error.kind()), took, Bytes::default());
+                Err(error)
+            }
+        }
+    }
+
+    fn pulled(&mut self, key: &Key, pulled: &Pulled) {
+        for warning in &pulled.warnings {
+            let warning = crate::redact::printable(warning, 400);
+            tracing::warn!(
+                reference = key.reference,
+                platform = key.platform,
+                "{warning}"
+            );
+        }
+        self.handle.board.selected(key, pulled.platform.as_deref());
+        // Nothing was written, so what was seen of it still holds.
+        let unchanged = pulled.status == Status::Present
+            && self
+                .observed
+                .get(key)
+                .is_some_and(|seen| seen.complete && seen.target.as_ref() == Some(&pulled.digest));
+        if unchanged {
+            let now = Timestamp::now();
+            self.handle.board.succeeded(key, Some(now));
+            if let Some(seen) = self.observed.get(key) {
+                let ready = crate::status::Ready {
+                    digest: pulled.digest.clone(),
+                    pinned: seen.pinned,
+                    selected_platform: pulled.platform.clone(),
+                    snapshotter: Some(pulled.snapshotter.clone()),
+                };
+                self.handle.board.ready(key, ready, None, now);
+            }
+        } else {
+            self.stale.insert(key.clone());
+        }
+    }
+
+    async fn recheck(&mut self, desired: &Desired) -> Result<bool> {
+        let (done, spent) = self.run(desired, Work::Recheck).await;
+        self.count(desired, &spent);
+        match done {
+            Ok(Some(Done::Rechecked(found))) => {
+                self.rechecked(desired, &found);
+                Ok(true)
+            }
+            Ok(Some(Done::Pulled(_))) => Err(unexpected()),
+            Ok(None) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn rechecked(&mut self, desired: &Desired, found: &Rechecked) {
+        let key = desired.key();
+        if found.repaired {
+            let mut text = format!("{} was damaged, and is repaired", desired.reference);
+            for damage in &found.damage {
+                let _ = write!(text, "; {damage}");
+            }
+            tracing::warn!(reference = key.reference, platform = key.platform, "{text}");
+        }
+        self.stale.insert(key);
+    }
+
+    async fn pin(&mut self, desired: &Desired, on: bool) -> Result<bool> {
+        let key = desired.key();
+        self.stale.insert(key.clone());
+        let Some(attached) = self.engines.get(&key.namespace) else {
+            return Ok(false);
+        };
+        let want = self.session.want(attached, &desired.platform)?;
+        let Some(record) = attached.engine.image(&key.reference).await? else {
+            return Ok(true);
+        };
+        let config = keep::config_of(&attached.engine, &record.target, &want).await?;
+        let pinned = keep::set_pin(
+            &attached.engine,
+            &desired.reference,
+            &record.target,
+            config.as_ref(),
+            on,
+        )
+        .await?;
+        if !on && pinned == keep::Pinned::Unchanged {
+            self.foreign_pins.insert(key);
+        }
+        Ok(true)
+    }
+
+    async fn trim(&mut self, desired: &Desired) -> Result<bool> {
+        let key = desired.key();
+        self.stale.insert(key.clone());
+        let Some(attached) = self.engines.get(&key.namespace) else {
+            return Ok(false);
+        };
+        keep::trim(
+            &attached.engine,
+            &desired.reference,
+            desired.keep_previous,
+            &self.declared.images,
+        )
+        .await?;
+        Ok(true)
+    }
+
+    /// Has a worker do it. `None`: broken off, because it is not wanted any more.
+    async fn run(&mut self, desired: &Desired, work: Work) -> (Result<Option<Done>>, Spent) {
+        let key = desired.key();
+        let mut worker = match self.worker().await {
+            Ok(worker) => worker,
+            Err(error) => return (Err(error), Spent::default()),
+        };
+        let job = Job {
+            work,
+            reference: desired.reference.typed().to_owned(),
+            platform: desired.platform.clone(),
+            namespace: desired.namespace.clone(),
+            pin: desired.pin,
+            keep_previous: desired.keep_previous,
+        };
+        let board = self.handle.board.clone();
+        board.pulling(&key, Timestamp::now());
+        let mut tick = interval(TELL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let ended = {
+            let run = worker.run(&job, |event| board.observe(&event));
+            tokio::pin!(run);
+            loop {
+                tokio::select! {
+                    ended = &mut run => break Some(ended),
+                    news = self.news.recv() => {
+                        self.heed(news);
+                        if self.stopping || !self.is_desired(&key) {
+                            break None;
+                        }
+                    }
+                    change = self.engines.change() => self.note(change),
+                    _ = tick.tick() => self.say_status(Some(&self.progress(&key))),
+                }
+            }
+        };
+        let Some((ended, spent)) = ended else {
+            // Killed: what it has fetched stays, for the next who wants it.
+            drop(worker);
+            return (Ok(None), Spent::default());
+        };
+        if worker.is_alive() {
+            self.worker = Some(worker);
+        }
+        (ended.map(Some), spent)
+    }
+
+    async fn worker(&mut self) -> Result<Worker> {
+        if let Some(mut worker) = self.worker.take()
+            && worker.is_alive()
+        {
+            return Ok(worker);
+        }
+        Worker::start(&self.declared.config).await
+    }
+
+    fn progress(&self, key: &Key) -> String {
+        let images = self.handle.board.images();
+        let image = images.iter().find(|image| image.is(key));
+        let Some(progress) = image.and_then(|image| image.progress) else {
+            return key.reference.clone();
+        };
+        let phase = progress.phase.name();
+        match (progress.bytes * 100).checked_div(progress.total) {
+            Some(percent) => format!("{phase} {} {percent} %", key.reference),
+            None => format!("{phase} {}", key.reference),
+        }
+    }
+
+    fn count(&self, desired: &Desired, spent: &Spent) {
+        let metrics = &self.handle.metrics;
+        for ((registry, code), count) in &spent.counts.requests {
+            metrics.requests(registry, code, *count);
+        }
+        for ((registry, source), count) in &spent.counts.bytes {
+            metrics.bytes(registry, source, *count);
+        }
+        for (registry, remaining) in &spent.remaining {
+            metrics.rate_limit_remaining(registry, *remaining);
+        }
+        tracing::debug!(reference = %desired.reference, "the worker has ended its job");
+    }
+
+    /// Waits while the host has no memory or disk to spare, but not for ever: pressure that
+    /// does not end is how this host is. `false` if the daemon stops meanwhile.
+    async fn calm(&mut self) -> bool {
+        let end = Instant::now() + pressure::LONGEST_PAUSE;
+        loop {
+            let reason = Pressure::read(Path::new("/")).reason();
+            self.handle.board.paused(reason.as_deref());
+            if reason.is_none() || Instant::now() >= end {
+                self.handle.board.paused(None);
+                return true;
+            }
+            tokio::select! {
+                news = self.news.recv() => self.heed(news),
+                change = self.engines.change() => self.note(change),
+                () = sleep(BREATH) => {}
+            }
+            if self.stopping {
+                return false;
+            }
+        }
+    }
+}
+
+fn unexpected() -> Error {
+    Error::new(
+        Kind::Internal,
+        "a worker process did something else than its job",
+    )
+}
+
+impl Daemon {
+    pub(super) async fn prune(&mut self) {}
+}

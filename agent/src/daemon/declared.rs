@@ -1,0 +1,138 @@
+//! What is declared: images.d and config.toml, read again when they change. What cannot be
+//! understood changes nothing and is told.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::{
+    journal::{self, Notice},
+    run::{Daemon, Places},
+};
+use crate::{
+    config::Config,
+    desired::{Desired, Directory, Key, Source, Traits},
+    error::Error,
+};
+
+/// What was last read and holds.
+#[derive(Debug)]
+pub(super) struct Declared {
+    source: Directory,
+    pub(super) images: Vec<Desired>,
+    /// Whether `images` is all that is declared.
+    pub(super) complete: bool,
+    /// The text of the configuration that holds.
+    pub(super) config: String,
+    config_fault: Option<Error>,
+    notes: Vec<String>,
+}
+
+impl Declared {
+    pub(super) fn new(places: &Places, config: String) -> Self {
+        Self {
+            source: Directory::new(&places.images),
+            images: Vec::new(),
+            complete: false,
+            config,
+            config_fault: None,
+            notes: Vec::new(),
+        }
+    }
+}
+
+impl Daemon {
+    /// Reads both files again.
+    pub(super) fn reload(&mut self) {
+        let read = Config::text(self.places.config.as_deref()).and_then(|text| {
+            Config::of_text(&text, self.places.config.as_deref()).map(|config| (text, config))
+        });
+        match read {
+            Ok((text, config)) => {
+                self.declared.config_fault = None;
+                if text != self.declared.config {
+                    self.declared.config = text;
+                    self.session.configure(config);
+                    self.settings = self.session.config().timing(self.session.machine());
+                    // Its engine may be another one.
+                    self.engines.forget();
+                    self.observed.clear();
+                    self.worker = None;
+                    journal::notice(Notice::Reloaded, None, None, "the configuration was read");
+                }
+            }
+            Err(error) => self.declared.config_fault = Some(error),
+        }
+        self.read_declared();
+    }
+
+    /// Reads images.d, and takes up what it says.
+    pub(super) fn read_declared(&mut self) {
+        let Some(traits) = self.traits() else { return };
+        let read = self.declared.source.read(&traits);
+        self.declared.complete = read.complete;
+        for note in read.notes {
+            if !self.declared.notes.contains(&note) {
+                tracing::warn!("{note}");
+                self.declared.notes.push(note);
+            }
+        }
+        let known = self.handle.board.daemon().faults;
+        let mut faults: Vec<Error> = self.declared.config_fault.iter().cloned().collect();
+        faults.extend(read.faults);
+        for fault in &faults {
+            let told = known
+                .iter()
+                .any(|old| old.message() == fault.message() && old.causes() == fault.causes());
+            if !told {
+                journal::report(fault, None);
+            }
+        }
+        self.handle.board.faults(faults);
+        self.declared.images = read.images;
+        let keys: Vec<Key> = self.declared.images.iter().map(Desired::key).collect();
+        self.handle.board.desired(&keys, Timestamp::now());
+        let desired: BTreeSet<Key> = keys.into_iter().collect();
+        if self.declared.complete {
+            self.memory.forget(&desired, Timestamp::now());
+        }
+        self.observed.retain(|key, _| desired.contains(key));
+        self.asked.retain(|key| desired.contains(key));
+        for key in &desired {
+            if !self.observed.contains_key(key) {
+                self.stale.insert(key.clone());
+            }
+        }
+    }
+
+    fn traits(&self) -> Option<Traits> {
+        let host = self.session.host().ok()?;
+        // Without an engine it is not known what it would call its namespace; the usual one
+        // stands in until there is one.
+        let namespace = self
+            .session
+            .profile()
+            .map_or_else(|_| "default".to_owned(), |profile| profile.namespace);
+        let config = self.session.config();
+        Some(Traits {
+            arch: host.architecture.clone(),
+            model: host.machine.clone(),
+            labels: config.labels.clone(),
+            namespace,
+            default_refresh: config.default_refresh(),
+        })
+    }
+
+    /// Whether the image is (still) wanted.
+    pub(super) fn is_desired(&self, key: &Key) -> bool {
+        self.declared.images.iter().any(|image| image.key() == *key)
+    }
+
+    pub(super) fn desired(&self, key: &Key) -> Option<Desired> {
+        self.declared
+            .images
+            .iter()
+            .find(|image| image.key() == *key)
+            .cloned()
+    }
+}

@@ -1,0 +1,428 @@
+//! The worker's end: jobs from the socket on its standard input, until that closes.
+
+use std::{
+    collections::HashMap,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{UnixStream, unix::OwnedWriteHalf},
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
+
+use super::{Answer, Done, Hello, Job, Pulled, Rechecked, Spent, Work};
+use crate::{
+    choice::Choice,
+    config::Config,
+    daemon::session::{Attached, Session},
+    error::{Error, Result},
+    event::{Event, Events, Observer},
+    keep::{self, AGENT},
+    kind::Kind,
+    oci::{Digest, Reference},
+    pull::{Found, Puller, image},
+    registry::{Client, Counts},
+    resolve::Want,
+};
+
+/// How often bytes that came in are told.
+const PROGRESS: Duration = Duration::from_millis(250);
+/// Events on their way out; there are a handful for each layer.
+const QUEUE: usize = 1024;
+
+/// Works for the daemon at the other end of standard input, for as long as it is there.
+/// `session` makes the settings out of the configuration that the daemon sends first.
+pub async fn serve(session: impl FnOnce(Config) -> Session) -> Result<()> {
+    match work(session).await {
+        // It was killed, and whoever watches over it knows.
+        Err(error) if error.kind() == Kind::AgentUnavailable => Ok(()),
+        ended => ended,
+    }
+}
+
+async fn work(session: impl FnOnce(Config) -> Session) -> Result<()> {
+    let stream = socket().map_err(|error| {
+        Error::new(
+            Kind::Usage,
+            "a worker is started by `edgepull agent`, not by hand",
+        )
+        .caused_by(&error)
+    })?;
+    let (from, to) = stream.into_split();
+    let mut lines = BufReader::new(from).lines();
+    let gone = |error: std::io::Error| {
+        Error::new(Kind::AgentUnavailable, "the daemon went away").caused_by(&error)
+    };
+    let Some(hello) = lines.next_line().await.map_err(gone)? else {
+        return Ok(());
+    };
+    let hello: Hello = read(&hello)?;
+    let config = Config::of_text(&hello.config, None)?;
+    let mut bench = Bench::new(session(config));
+    let (events, queue) = mpsc::channel(QUEUE);
+    let progress = Arc::new(Mutex::new(HashMap::new()));
+    let observer = Events::new(Upward {
+        queue: events.clone(),
+        progress: Arc::clone(&progress),
+    });
+    let mut voice = Voice {
+        to,
+        queue,
+        progress,
+    };
+    while let Some(line) = lines.next_line().await.map_err(gone)? {
+        let job: Job = read(&line)?;
+        let ended = {
+            let work = bench.run(&job, &observer);
+            tokio::pin!(work);
+            let mut tick = interval_at(Instant::now() + PROGRESS, PROGRESS);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    ended = &mut work => break ended,
+                    Some(event) = voice.queue.recv() => voice.pass(event).await?,
+                    _ = tick.tick() => voice.flush(None).await?,
+                    // Nobody wants the result of a daemon that is gone.
+                    _ = closed(&mut lines) => return Ok(()),
+                }
+            }
+        };
+        while let Ok(event) = voice.queue.try_recv() {
+            voice.pass(event).await?;
+        }
+        voice.flush(None).await?;
+        let spent = bench.spent();
+        let retry_after = ended.as_ref().err().and_then(Error::retry_after);
+        let (done, failed) = match ended {
+            Ok(done) => (Some(done), None),
+            Err(error) => (None, Some(error)),
+        };
+        voice
+            .say(&Answer::Ended {
+                done,
+                failed,
+                retry_after: retry_after
+                    .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+                spent,
+            })
+            .await?;
+    }
+    Ok(())
+}
+
+fn socket() -> std::io::Result<UnixStream> {
+    let own = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let stream = std::os::unix::net::UnixStream::from(own);
+    stream.peer_addr()?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+fn read<'a, T: serde::Deserialize<'a>>(line: &'a str) -> Result<T> {
+    serde_json::from_str(line).map_err(|error| {
+        Error::new(Kind::Internal, "the daemon said what cannot be understood").caused_by(&error)
+    })
+}
+
+type Incoming = tokio::io::Lines<BufReader<tokio::net::unix::OwnedReadHalf>>;
+
+/// Ends when the daemon has closed its end; a daemon that is there waits for the answer.
+async fn closed(lines: &mut Incoming) {
+    loop {
+        match lines.get_mut().fill_buf().await {
+            Ok([]) | Err(_) => return,
+            Ok(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Events for the daemon. Bytes are added up: a line for each read would cost more than
+/// the read.
+struct Upward {
+    queue: mpsc::Sender<Event>,
+    progress: Arc<Mutex<HashMap<(String, Digest), u64>>>,
+}
+
+impl Observer for Upward {
+    fn observe(&self, event: &Event) {
+        match event {
+            Event::BlobProgress {
+                reference,
+                digest,
+                bytes,
+            } => {
+                let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+                *progress
+                    .entry((reference.clone(), digest.clone()))
+                    .or_default() += bytes;
+            }
+            // One that does not fit is only a line less on somebody's screen.
+            event => drop(self.queue.try_send(event.clone())),
+        }
+    }
+}
+
+/// What goes up.
+struct Voice {
+    to: OwnedWriteHalf,
+    queue: mpsc::Receiver<Event>,
+    progress: Arc<Mutex<HashMap<(String, Digest), u64>>>,
+}
+
+impl Voice {
+    async fn pass(&mut self, event: Event) -> Result<()> {
+        if let Event::BlobDone { digest, .. } = &event {
+            self.flush(Some(digest)).await?;
+        }
+        self.say(&Answer::Event(event)).await
+    }
+
+    /// Tells the bytes of one blob, or of all.
+    async fn flush(&mut self, of: Option<&Digest>) -> Result<()> {
+        let taken: Vec<_> = {
+            let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            progress
+                .extract_if(|(_, digest), _| of.is_none_or(|of| of == digest))
+                .collect()
+        };
+        for ((reference, digest), bytes) in taken {
+            self.say(&Answer::Event(Event::BlobProgress {
+                reference,
+                digest,
+                bytes,
+            }))
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn say(&mut self, answer: &Answer) -> Result<()> {
+        let mut line = serde_json::to_vec(answer).map_err(|error| {
+            Error::new(Kind::Internal, "cannot write an answer down").caused_by(&error)
+        })?;
+        line.push(b'\n');
+        self.to
+            .write_all(&line)
+            .await
+            .map_err(|error| Error::new(Kind::AgentUnavailable, "the daemon went away").caused_by(&error))
+    }
+}
+
+/// What is made once a worker and used by all its jobs.
+struct Bench {
+    session: Session,
+    attached: HashMap<String, Attached>,
+    client: Option<Client>,
+    told: Counts,
+    /// Layers that were found whole.
+    sound: keep::Sound,
+}
+
+impl Bench {
+    fn new(session: Session) -> Self {
+        Self {
+            session,
+            attached: HashMap::new(),
+            client: None,
+            told: Counts::default(),
+            sound: keep::Sound::default(),
+        }
+    }
+
+    /// What was spent since the last question.
+    fn spent(&mut self) -> Spent {
+        let Some(client) = &self.client else {
+            return Spent::default();
+        };
+        let now = client.counts();
+        let since = now.since(&self.told);
+        self.told = now;
+        let quotas = client.quotas().into_iter();
+        Spent {
+            counts: since,
+            remaining: quotas
+                .filter_map(|(registry, quota)| Some((registry, quota.remaining?)))
+                .collect(),
+        }
+    }
+
+    async fn run(&mut self, job: &Job, events: &Events) -> Result<Done> {
+        let reference = Reference::parse(&job.reference).map_err(|error| {
+            Error::new(
+                Kind::InvalidReference,
+                format_args!("`{}` is no image reference", job.reference),
+            )
+            .because(error)
+        })?;
+        events.emit(&Event::Resolving {
+            reference: job.reference.clone(),
+        });
+        let done = match job.work {
+            Work::Pull => self.pull(job, &reference, events).await,
+            Work::Recheck => self.recheck(job, &reference, events).await,
+        };
+        events.emit(&Event::Finished {
+            reference: job.reference.clone(),
+            ok: done.is_ok(),
+        });
+        done
+    }
+
+    async fn prepare(&mut self, job: &Job) -> Result<()> {
+        if !self.attached.contains_key(&job.namespace) {
+            let attached = self.session.attach(Some(&job.namespace)).await?;
+            self.attached.insert(job.namespace.clone(), attached);
+        }
+        if self.client.is_none() {
+            self.client = Some(self.session.client()?);
+        }
+        Ok(())
+    }
+
+    async fn pull(&mut self, job: &Job, reference: &Reference, events: &Events) -> Result<Done> {
+        self.prepare(job).await?;
+        let (Some(attached), Some(client)) = (self.attached.get(&job.namespace), &self.client)
+        else {
+            return Err(Error::new(Kind::Internal, "a worker lost its engine"));
+        };
+        let want = self.session.want(attached, &job.platform)?;
+        let host = self.session.host()?;
+        let room = keep::space::Space::of(
+            &attached.engine,
+            &attached.snapshotter,
+            self.session.config().free_floor(),
+        )?;
+        let locks = self.session.runtime_dir();
+        let puller = Puller {
+            engine: &attached.engine,
+            client,
+            snapshotter: &attached.snapshotter,
+            host: Some(host),
+            events,
+            state_dir: locks,
+            managed_by: AGENT,
+            pin: job.pin,
+            unpack: true,
+            room: Some(&room),
+        };
+        let pulled = async {
+            let repo = client.repository(reference);
+            let (choice, outcome) = match puller.find(reference, &repo, &want).await? {
+                Found::Present(choice) => {
+                    let outcome = image::present(&choice);
+                    (choice, outcome)
+                }
+                Found::Artifact(_) => return Err(artifact()),
+                Found::Image(choice) => {
+                    if job.keep_previous > 0 {
+                        hold(attached, reference, &choice, &want).await?;
+                    }
+                    let outcome = puller.fetch(reference, &repo, &choice).await?;
+                    (choice, outcome)
+                }
+            };
+            let mut warnings = image::warnings(&want, &choice);
+            warnings.extend(outcome.warnings);
+            Ok(Pulled {
+                status: outcome.status,
+                digest: choice.target().digest.clone(),
+                manifest: choice.leaf.descriptor.digest.clone(),
+                platform: choice.platform.as_ref().map(ToString::to_string),
+                snapshotter: attached.snapshotter.clone(),
+                bytes: outcome.bytes,
+                warnings,
+            })
+        };
+        let pulled = Box::pin(pulled).await;
+        let notices = client.take_notices();
+        match pulled {
+            Ok(mut pulled) => {
+                pulled.warnings.extend(notices);
+                Ok(Done::Pulled(Box::new(pulled)))
+            }
+            Err(error) => {
+                let error = notices.into_iter().fold(error, Error::because);
+                Err(image::named(error, reference, &job.platform, Some(host)))
+            }
+        }
+    }
+}
+
+impl Bench {
+    async fn recheck(&mut self, job: &Job, reference: &Reference, events: &Events) -> Result<Done> {
+        self.prepare(job).await?;
+        let (Some(attached), Some(client)) = (self.attached.get(&job.namespace), &self.client)
+        else {
+            return Err(Error::new(Kind::Internal, "a worker lost its engine"));
+        };
+        let Some(record) = attached.engine.image(&reference.record_name()).await? else {
+            // What is not there is pulled, and new then.
+            return Ok(Done::Rechecked(Box::default()));
+        };
+        let want = self.session.want(attached, &job.platform)?;
+        let locks = self.session.runtime_dir();
+        let repair = keep::Repair {
+            engine: &attached.engine,
+            snapshotter: &attached.snapshotter,
+            client,
+            want: &want,
+            events,
+            state_dir: locks,
+            managed_by: AGENT,
+        };
+        let repaired = Box::pin(repair.image(reference, &record, &mut self.sound)).await?;
+        if let Some(error) = repaired.error {
+            return Err(error);
+        }
+        let damage = &repaired.report.damage;
+        Ok(Done::Rechecked(Box::new(Rechecked {
+            repaired: repaired.verdict == keep::Verdict::Repaired,
+            damage: damage.iter().map(ToString::to_string).collect(),
+            unchecked: repaired
+                .report
+                .unchecked
+                .into_iter()
+                .map(|unchecked| unchecked.reason)
+                .collect(),
+            fetched: repaired.fetched,
+        })))
+    }
+}
+
+/// Before a tag moves: what it points at now is kept for a rollback.
+async fn hold(
+    attached: &Attached,
+    reference: &Reference,
+    choice: &Choice,
+    want: &Want,
+) -> Result<()> {
+    let engine = &attached.engine;
+    let Some(record) = engine.image(&reference.record_name()).await? else {
+        return Ok(());
+    };
+    let config = keep::config_of(engine, &record.target, want).await?;
+    let new = &choice.target().digest;
+    keep::hold_previous(
+        engine,
+        reference,
+        &record.target,
+        new,
+        config.as_ref(),
+        Timestamp::now(),
+    )
+    .await?;
+    Ok(())
+}
+
+fn artifact() -> Error {
+    Error::new(
+        Kind::Unsupported,
+        "the reference offers an artifact here, which is delivered and not unpacked",
+    )
+    .hint("`edgepull pull --artifact-dir DIR` delivers it; the daemon keeps images only")
+}
