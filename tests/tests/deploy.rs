@@ -10,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use edgepull_tests::edgepull::Edgepull;
 use edgepull_tests::process::{self, Output};
 use edgepull_tests::tools::Lab;
 use serde_json::Value;
@@ -95,6 +96,33 @@ fn promtool_takes_the_rules_and_they_fire() {
     };
     promtool(["check", "rules", "edgepull.rules.yml"]);
     promtool(["test", "rules", "edgepull.test.yml"]);
+}
+
+/// The text of a `|` block of a manifest, by its key.
+fn block(manifest: &str, key: &str) -> String {
+    let text = read(manifest);
+    let after = text
+        .split_once(&format!("  {key}: |\n"))
+        .unwrap_or_else(|| panic!("{manifest} has no {key}"))
+        .1;
+    let lines = after.lines().map_while(|line| line.strip_prefix("    "));
+    lines.collect::<Vec<_>>().join("\n") + "\n"
+}
+
+#[test]
+fn what_the_config_maps_hold_is_right_for_the_daemon() {
+    for manifest in MANIFESTS {
+        let dir = Lab::get().run_dir("config");
+        let config = dir.path().join("config.toml");
+        fs::create_dir(dir.path().join("images.d")).unwrap();
+        fs::write(&config, block(manifest, "config.toml")).unwrap();
+        let images = block(manifest, "site.txt") + "docker.io/library/nginx:1.27\n";
+        fs::write(dir.path().join("images.d/site.txt"), images).unwrap();
+        let checked = Edgepull::new(["agent", "--check-config", "--config"])
+            .arg(&config)
+            .run();
+        checked.exits(0);
+    }
 }
 
 /// Metrics and their labels, out of the table in docs/metrics.md.

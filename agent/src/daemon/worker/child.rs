@@ -206,10 +206,9 @@ impl Voice {
             Error::new(Kind::Internal, "cannot write an answer down").caused_by(&error)
         })?;
         line.push(b'\n');
-        self.to
-            .write_all(&line)
-            .await
-            .map_err(|error| Error::new(Kind::AgentUnavailable, "the daemon went away").caused_by(&error))
+        self.to.write_all(&line).await.map_err(|error| {
+            Error::new(Kind::AgentUnavailable, "the daemon went away").caused_by(&error)
+        })
     }
 }
 
