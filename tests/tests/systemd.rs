@@ -201,10 +201,14 @@ fn without_containerd_it_waits_and_says_so() {
         .run(["systemctl", "stop", "containerd.service"])
         .ok();
     device.declare("mine", &[&reference]);
-    let limit = Duration::from_secs(30);
-    device.wait_until("typed", &reference, limit, |image| {
-        image["error"]["kind"] == "containerd_unavailable"
+    wait_for("the reason", Duration::from_secs(30), || {
+        device.status()["engine_error"]["kind"] == "containerd_unavailable"
     });
+    // That is no fault of the image's.
+    let limit = Duration::from_secs(10);
+    let image = device.wait_until("declared", &reference, limit, |image| !image.is_null());
+    assert_eq!(image["state"], "waiting", "{image}");
+    assert!(image["error"].is_null(), "{image}");
     assert_eq!(device.machine.property(UNIT, "NRestarts"), "0");
     device
         .machine
@@ -212,6 +216,7 @@ fn without_containerd_it_waits_and_says_so() {
         .ok();
     let image = device.wait_ready(&reference);
     assert!(image["error"].is_null(), "{image}");
+    assert!(device.status()["engine_error"].is_null());
     assert_eq!(device.machine.property(UNIT, "NRestarts"), "0");
 }
 
@@ -278,8 +283,10 @@ fn configuration_is_read_again() {
         .write("/etc/edgepull/config.toml", "[limits]\nspeed = 1\n");
     device.machine.run(["systemctl", "reload", UNIT]).ok();
     wait_for("the fault is told", Duration::from_secs(10), || {
-        device.machine.journal(UNIT).contains("speed")
+        let faults = device.status()["faults"].to_string();
+        faults.contains("\"config\"") && faults.contains("speed")
     });
+    assert!(device.machine.journal(UNIT).contains("speed"));
     device.wait_ready(&one);
     assert_eq!(device.edgepull(&["agent", "--check-config"]).code, Some(2));
 
@@ -288,6 +295,11 @@ fn configuration_is_read_again() {
     device.machine.run(["systemctl", "reload", UNIT]).ok();
     device.edgepull(&["agent", "--check-config"]).ok();
     let limit = Duration::from_secs(10);
+    wait_for("no fault any more", limit, || {
+        device.status()["faults"]
+            .as_array()
+            .is_some_and(Vec::is_empty)
+    });
     device.machine.remove("/etc/edgepull/images.d/two.txt");
     device.wait_until("no longer wanted", &two, limit, Value::is_null);
     device.wait_ready(&one);
