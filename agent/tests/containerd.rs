@@ -9,6 +9,8 @@ mod faults;
 mod keep;
 #[path = "containerd/made.rs"]
 mod made;
+#[path = "containerd/pins.rs"]
+mod pins;
 #[path = "containerd/shared.rs"]
 mod shared;
 

@@ -109,7 +109,7 @@ pub fn greeting() -> String {
 /// comparisons with other clients.
 pub fn without_own_labels(labels: &[(String, String)]) -> Vec<(String, String)> {
     let mut others = labels.to_vec();
-    others.retain(|(key, _)| key != "io.edgepull.managed");
+    others.retain(|(key, _)| !key.starts_with("io.edgepull."));
     others
 }
 

@@ -1,6 +1,6 @@
 //! The command line: flags and verbs, nothing decided yet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -10,9 +10,9 @@ Exit codes:
   0 done                 20 unauthorized          30 no_space
   1 internal             21 not_found             31 store_damaged
   2 usage                22 rate_limited          40 containerd_unavailable
-  3 platform_missing     23 unavailable          124 timeout
-                         24 invalid_content      130 cancelled
-                         25 unsupported
+  3 platform_missing     23 unavailable           41 agent_unavailable
+                         24 invalid_content      124 timeout
+                         25 unsupported          130 cancelled
 
 Examples:
   edgepull detect                         what this host is and what it can run
@@ -182,6 +182,19 @@ Examples:
         force: bool,
     },
 
+    /// Let go of images that nothing declares any more
+    #[command(
+        after_help = "Only what the daemon pulled is removed, and only if no container uses it; in `k8s.io`\nit is unpinned, and removing it is left to kubelet. Images pulled by hand stay."
+    )]
+    Prune {
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+
+    /// Look deep into images, and heal what a power cut or a failing disk damaged
+    Repair(Repair),
+
     /// Write images into an OCI archive, for hosts without a network
     #[command(
         after_help = "Example:\n  edgepull export nginx:1.27 --platform linux/arm64 --to nginx-arm64.tar"
@@ -218,6 +231,51 @@ Examples:
         progress: Progress,
     },
 
+    /// How the daemon's images stand: ready, being pulled, waited for, missing, failed
+    #[command(after_help = "\
+Examples:
+  edgepull status                      every declared image
+  edgepull status --ready nginx:1.27   exit code 0 only if it is here")]
+    Status {
+        /// One declared image [default: all]
+        #[arg(value_name = "REF")]
+        reference: Option<String>,
+        /// Exit code 0 only if all of it is ready, else that of the worst failure (124 for
+        /// what has not failed, but is not here yet)
+        #[arg(long)]
+        ready: bool,
+        #[command(flatten)]
+        daemon: DaemonArg,
+    },
+
+    /// Have the daemon compare its images with what is declared and with the registries now
+    #[command(after_help = "\
+Examples:
+  edgepull sync && edgepull wait --timeout 10m
+  edgepull sync --no-wait nginx:1.27")]
+    Sync {
+        /// One declared image [default: all]
+        #[arg(value_name = "REF")]
+        reference: Option<String>,
+        /// Only ask for it
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        daemon: DaemonArg,
+    },
+
+    /// Wait until every declared image is ready; exit code 3 if only platforms are missing
+    #[command(after_help = "\
+Example:
+  edgepull wait --timeout 10m && systemctl start my-app")]
+    Wait {
+        /// Give up after this long, with exit code 124: 90s, 10m, 2h [default: never]
+        #[arg(long, value_name = "D", value_parser = time)]
+        timeout: Option<std::time::Duration>,
+        #[command(flatten)]
+        daemon: DaemonArg,
+    },
+
     /// Print a completion script
     Completions {
         #[arg(value_enum)]
@@ -236,10 +294,30 @@ impl Verb {
     pub(crate) fn progress(&self) -> Option<Progress> {
         match self {
             Self::Pull(pull) => Some(pull.progress),
+            Self::Repair(repair) => Some(repair.progress),
             Self::Export { progress, .. } | Self::Import { progress, .. } => Some(*progress),
             _ => None,
         }
     }
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Every blob is hashed, and every file of an unpacked layer compared with the layer's own tar.
+What is damaged is fetched or unpacked again; nothing that is intact is downloaded.
+
+Examples:
+  edgepull repair                      every image that edgepull put here or pinned
+  edgepull repair --check nginx:1.27   only look; exit code 31 if something is damaged")]
+pub(crate) struct Repair {
+    /// Image references [default: every image that edgepull put here or pinned]
+    #[arg(value_name = "REF")]
+    pub(crate) references: Vec<String>,
+    /// Only look
+    #[arg(long)]
+    pub(crate) check: bool,
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) progress: Progress,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -250,6 +328,24 @@ pub(crate) struct Look {
     /// Judge for a plain host of this platform, in containerd's order
     #[arg(long, value_name = "P")]
     pub(crate) platform: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DaemonArg {
+    /// The daemon's control socket
+    #[arg(long, env = "EDGEPULL_SOCKET", default_value = crate::daemon::SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+impl DaemonArg {
+    /// A variable that is set to nothing is as good as not set.
+    pub(crate) fn socket(&self) -> &Path {
+        if self.socket.as_os_str().is_empty() {
+            Path::new(crate::daemon::SOCKET)
+        } else {
+            &self.socket
+        }
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -309,6 +405,15 @@ pub(crate) struct Agent {
     /// A process that the daemon starts for itself
     #[arg(long, hide = true)]
     pub(crate) worker: bool,
+}
+
+fn time(text: &str) -> Result<std::time::Duration, String> {
+    /// What is longer is cut where it is read.
+    const LONGEST: std::time::Duration = std::time::Duration::from_secs(86400);
+
+    crate::table::duration(text)
+        .filter(|time| !time.is_zero() && *time < LONGEST)
+        .ok_or_else(|| "a time reads 90s, 10m or 2h, and is below 24h".to_owned())
 }
 
 fn rate(text: &str) -> Result<u64, String> {

@@ -17,6 +17,7 @@ use self::{
 };
 use crate::{
     config::Config,
+    daemon::journal::Journal,
     error::{Error, Result},
     kind::Kind,
 };
@@ -159,9 +160,11 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
     };
     let config = match &cli.verb {
         // They say what the program is, whatever is configured.
-        Verb::Completions { .. } | Verb::Man | Verb::Version => Config::default(),
+        Verb::Completions { .. } | Verb::Man | Verb::Version
+        // The daemon has read its own; a fault in the file is one of the things they show.
+        | Verb::Status { .. } | Verb::Sync { .. } | Verb::Wait { .. }
         // It reads its own, again and again.
-        Verb::Agent(_) => Config::default(),
+        | Verb::Agent(_) => Config::default(),
         _ => Config::load(cli.global.config.as_deref())?,
     };
     let context = Context::new(cli.global, config, printer).limit_rate(rate);
@@ -182,6 +185,8 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
         Verb::Rm { references, force } => {
             command::images::remove(&context, &references, force).await
         }
+        Verb::Prune { dry_run } => command::prune::run(&context, dry_run).await,
+        Verb::Repair(repair) => command::repair::run(&context, &repair).await,
         Verb::Export {
             references,
             platform,
@@ -213,6 +218,19 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
                 progress,
             };
             command::export::import(&context, &import).await
+        }
+        Verb::Status {
+            reference,
+            ready,
+            daemon,
+        } => command::status::run(&context, daemon.socket(), reference.as_deref(), ready).await,
+        Verb::Sync {
+            reference,
+            no_wait,
+            daemon,
+        } => command::status::sync(&context, daemon.socket(), reference.as_deref(), !no_wait).await,
+        Verb::Wait { timeout, daemon } => {
+            command::wait::run(&context, daemon.socket(), timeout).await
         }
         Verb::Completions { shell } => {
             let mut text = Vec::new();
@@ -273,12 +291,15 @@ fn man_page() -> Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Logs go to stderr; `EDGEPULL_LOG` (`info`, `edgepull=debug,hyper=info`) wins over -q and -v.
+/// Logs go to stderr, or with their fields to the journal that is behind it; `EDGEPULL_LOG` (`info`, `edgepull=debug,hyper=info`) wins over -q and -v.
 fn log_to_stderr(quiet: bool, verbose: u8) {
     use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
+    let journal = Journal::behind_stderr();
     let default = match (quiet, verbose) {
         (true, _) => "error",
+        // Nobody looks on there: what happened is to be found later.
+        (false, 0) if journal.is_some() => "edgepull=info,error",
         (false, 0) => "edgepull=warn,error",
         (false, 1) => "edgepull=debug,info",
         (false, _) => "edgepull=trace,debug",
@@ -288,15 +309,18 @@ fn log_to_stderr(quiet: bool, verbose: u8) {
         .and_then(|text| text.parse().ok())
         .or_else(|| default.parse().ok())
         .unwrap_or_default();
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(output::LogWriter::default)
-        // It would panic where stderr is closed.
-        .log_internal_errors(false)
-        .with_target(verbose > 1)
-        .with_ansi(output::colour_on_stderr());
+    let lines = journal.is_none().then(|| {
+        tracing_subscriber::fmt::layer()
+            .with_writer(output::LogWriter::default)
+            // It would panic where stderr is closed.
+            .log_internal_errors(false)
+            .with_target(verbose > 1)
+            .with_ansi(output::colour_on_stderr())
+    });
     // A second initialisation (tests in one process) is harmless.
     let _ = tracing_subscriber::registry()
         .with(filter)
-        .with(layer)
+        .with(journal)
+        .with(lines)
         .try_init();
 }

@@ -232,21 +232,25 @@ impl Engine {
 
     /// Sets (or, with an empty value, removes) labels of a record; `false` if the record
     /// does not exist.
-    pub async fn label_image(&self, name: &str, labels: Labels) -> Result<bool> {
+    pub async fn label_image(&self, record: &ImageRecord, labels: Labels) -> Result<bool> {
+        if labels.is_empty() {
+            return Ok(true);
+        }
         let message = UpdateImageRequest {
             update_mask: Some(FieldMask {
                 paths: labels.keys().map(|key| format!("labels.{key}")).collect(),
             }),
             image: Some(Image {
-                name: name.to_owned(),
+                name: record.name.clone(),
                 labels,
-                // Not changed by the mask, but 1.7 and later crash without one.
-                target: Some(containerd_client::types::Descriptor::default()),
+                // Not in the mask, so it is not written. But without it containerd, 1.7 and
+                // later, dereferences nothing, and the whole daemon is gone.
+                target: Some(descriptor(&record.target)),
                 ..Image::default()
             }),
             ..UpdateImageRequest::default()
         };
-        let action = format!("label image `{name}`");
+        let action = format!("label image `{}`", record.name);
         let answer = self
             .call(&action, METADATA, message, |c, r| async move {
                 client(c).update(r).await

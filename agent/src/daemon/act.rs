@@ -283,10 +283,10 @@ impl Daemon {
 
     fn count(&self, desired: &Desired, spent: &Spent) {
         let metrics = &self.handle.metrics;
-        for ((registry, code), count) in &spent.counts.requests {
+        for (registry, code, count) in &spent.requests {
             metrics.requests(registry, code, *count);
         }
-        for ((registry, source), count) in &spent.counts.bytes {
+        for (registry, source, count) in &spent.bytes {
             metrics.bytes(registry, source, *count);
         }
         for (registry, remaining) in &spent.remaining {
@@ -323,8 +323,4 @@ fn unexpected() -> Error {
         Kind::Internal,
         "a worker process did something else than its job",
     )
-}
-
-impl Daemon {
-    pub(super) async fn prune(&mut self) {}
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    desired::{Desired, Directory, Key, Source, Traits},
+    desired::{Desired, Directory, Key, Source},
     error::Error,
 };
 
@@ -68,7 +68,9 @@ impl Daemon {
 
     /// Reads images.d, and takes up what it says.
     pub(super) fn read_declared(&mut self) {
-        let Some(traits) = self.traits() else { return };
+        let Ok(traits) = self.session.traits() else {
+            return;
+        };
         let read = self.declared.source.read(&traits);
         self.declared.complete = read.complete;
         for note in read.notes {
@@ -103,24 +105,6 @@ impl Daemon {
                 self.stale.insert(key.clone());
             }
         }
-    }
-
-    fn traits(&self) -> Option<Traits> {
-        let host = self.session.host().ok()?;
-        // Without an engine it is not known what it would call its namespace; the usual one
-        // stands in until there is one.
-        let namespace = self
-            .session
-            .profile()
-            .map_or_else(|_| "default".to_owned(), |profile| profile.namespace);
-        let config = self.session.config();
-        Some(Traits {
-            arch: host.architecture.clone(),
-            model: host.machine.clone(),
-            labels: config.labels.clone(),
-            namespace,
-            default_refresh: config.default_refresh(),
-        })
     }
 
     /// Whether the image is (still) wanted.

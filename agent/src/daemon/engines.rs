@@ -29,6 +29,10 @@ impl Engines {
         self.attached.get(namespace)
     }
 
+    pub(super) fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.attached.keys().map(String::as_str)
+    }
+
     /// Any of them: they are namespaces of one engine.
     pub(super) fn any(&self) -> Option<&Attached> {
         self.attached.values().next()

@@ -11,6 +11,7 @@ pub mod journal;
 mod look;
 pub mod notify;
 mod patience;
+mod pruning;
 mod refusals;
 mod run;
 pub mod session;

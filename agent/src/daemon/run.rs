@@ -272,6 +272,12 @@ impl Daemon {
         [
             wake.map(until),
             self.blind.values().min().copied().map(until),
+            self.session
+                .config()
+                .prune_after()
+                .and_then(|after| self.memory.next_removal(after))
+                .filter(|at| *at > now)
+                .map(until),
             self.look_again.map(after),
             self.engines.next_try(),
             Some(after(self.polled + POLL)),

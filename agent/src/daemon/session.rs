@@ -15,6 +15,7 @@ use crate::{
     clock,
     config::Config,
     containerd::Engine,
+    desired::Traits,
     engine::{self, Overrides, Profile},
     error::{Error, Result},
     kind::Kind,
@@ -114,6 +115,23 @@ impl Session {
                 "a daemon does not guess: `[containerd] address` in config.toml names the engine",
             ),
             _ => error,
+        })
+    }
+
+    /// What decides which declared images this host should have.
+    pub fn traits(&self) -> Result<Traits> {
+        let host = self.host()?;
+        // Without an engine it is not known what it would call its namespace; the usual one
+        // stands in until there is one.
+        let namespace = self
+            .profile()
+            .map_or_else(|_| "default".to_owned(), |profile| profile.namespace);
+        Ok(Traits {
+            arch: host.architecture.clone(),
+            model: host.machine.clone(),
+            labels: self.config.labels.clone(),
+            namespace,
+            default_refresh: self.config.default_refresh(),
         })
     }
 

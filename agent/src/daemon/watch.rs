@@ -27,6 +27,9 @@ const CALM: Duration = Duration::from_millis(500);
 /// Somebody who never stops writing is not waited for any longer.
 const LONGEST: Duration = Duration::from_secs(5);
 
+/// Directories that appear while they are looked for are looked for again, this often.
+const ARMINGS: usize = 4;
+
 /// The link that a `ConfigMap`'s files go through.
 const DATA: &str = "..data";
 
@@ -65,6 +68,9 @@ enum Target {
     Directory(PathBuf),
     File(PathBuf),
 }
+
+/// Names that count, by directory; `None`: all.
+type Wanted = BTreeMap<PathBuf, Option<BTreeSet<OsString>>>;
 
 /// One watched directory.
 #[derive(Debug)]
@@ -110,11 +116,10 @@ impl Watch {
             self.pending = self.some_change().await;
         }
         let end = Instant::now() + LONGEST;
-        loop {
-            let calm = (Instant::now() + CALM).min(end);
-            match timeout_at(calm, self.some_change()).await {
-                Ok(_) if Instant::now() < end => {}
-                _ => break,
+        let mut calm = Instant::now() + CALM;
+        while let Ok(counts) = timeout_at(calm.min(end), self.some_change()).await {
+            if counts {
+                calm = Instant::now() + CALM;
             }
         }
         self.pending = false;
@@ -174,11 +179,21 @@ impl Watch {
 
     /// Watches what there is now, and no longer what there was.
     fn arm(&mut self) {
-        let Some(inotify) = &self.inotify else {
-            return;
-        };
-        let queue = &inotify.get_ref().0;
-        let mut wanted: BTreeMap<PathBuf, Option<BTreeSet<OsString>>> = BTreeMap::new();
+        let mut wanted = self.wanted();
+        for _ in 0..ARMINGS {
+            self.watch(wanted.clone());
+            // What was made before its directory was watched has no event.
+            let now = self.wanted();
+            if now == wanted {
+                break;
+            }
+            wanted = now;
+        }
+    }
+
+    /// The directories to watch, each with the names in it that count.
+    fn wanted(&self) -> Wanted {
+        let mut wanted = Wanted::new();
         for target in &self.targets {
             for (directory, name) in places_of(target) {
                 let names = wanted
@@ -192,6 +207,14 @@ impl Watch {
                 }
             }
         }
+        wanted
+    }
+
+    fn watch(&mut self, wanted: Wanted) {
+        let Some(inotify) = &self.inotify else {
+            return;
+        };
+        let queue = &inotify.get_ref().0;
         let flags = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_FROM

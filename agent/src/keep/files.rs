@@ -132,7 +132,9 @@ impl Layer {
         }
         let (parent, name) = split(&entry.path);
         if name == OPAQUE {
-            self.forget(parent, Forget::Below);
+            // What the layer unpacked before stays, but for what has no entry for the
+            // directory that it is in.
+            self.forget(parent, Forget::MissingBelow);
             return Ok(());
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
@@ -145,7 +147,7 @@ impl Layer {
         if !self.suspects.is_empty() {
             // What was there before is replaced, a directory by a directory excepted.
             let what = match entry.kind {
-                EntryKind::Directory => Forget::MissingBelow,
+                EntryKind::Directory => Forget::Replaced,
                 _ => Forget::All,
             };
             self.forget(&entry.path, what);
@@ -180,7 +182,7 @@ impl Layer {
 
     /// Acquits what later entries of the layer explain.
     fn forget(&mut self, path: &[u8], what: Forget) {
-        if what != Forget::Below {
+        if what != Forget::MissingBelow {
             self.suspects.remove(path);
         }
         let mut from = path.to_vec();
@@ -191,7 +193,7 @@ impl Layer {
             .suspects
             .range(from.clone()..)
             .take_while(|(path, _)| path.starts_with(&from))
-            .filter(|(_, suspect)| what != Forget::MissingBelow || suspect.inode.is_none())
+            .filter(|(_, suspect)| what == Forget::All || suspect.inode.is_none())
             .map(|(path, _)| path.clone())
             .collect();
         for path in below {
@@ -262,10 +264,10 @@ impl Layer {
 enum Forget {
     /// The path, and everything below it.
     All,
-    /// Everything below it.
-    Below,
-    /// The path, and what is not there below it: the directory may have taken the place
-    /// of a link that led to where it is.
+    /// The path, and what is not there below it: a directory may have taken the place of
+    /// a link that led to where it is.
+    Replaced,
+    /// What is not there below it.
     MissingBelow,
 }
 
@@ -337,4 +339,168 @@ fn joined(parent: &[u8], name: &[u8]) -> Vec<u8> {
 fn cannot(action: &str, path: &[u8], errno: Errno) -> Error {
     let path = Path::new(OsStr::from_bytes(path));
     Error::io(action, path, &errno.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    /// A layer: names and contents; a name with `/` at its end is a directory.
+    fn layer(entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, content) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            if name.ends_with('/') {
+                header.set_entry_type(tar::EntryType::Directory);
+            }
+            builder
+                .append_data(&mut header, name, *content)
+                .expect("in memory");
+        }
+        builder.into_inner().expect("in memory")
+    }
+
+    fn link(builder: &mut tar::Builder<Vec<u8>>, kind: tar::EntryType, name: &str, to: &str) {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(0);
+        builder
+            .append_link(&mut header, name, to)
+            .expect("in memory");
+    }
+
+    fn wrong(tar: &[u8], directory: &Path) -> Vec<String> {
+        let compared = compare(tar, directory).expect("compared");
+        compared
+            .wrong
+            .into_iter()
+            .map(|wrong| format!("{}: {}", wrong.path, wrong.found))
+            .collect()
+    }
+
+    #[test]
+    fn what_differs_is_named_and_the_rest_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = dir.path();
+        fs::create_dir_all(at.join("a/b")).expect("made");
+        for (name, content) in [("a/full", "full"), ("a/empty", ""), ("a/b/long", "longer")] {
+            fs::write(at.join(name), content).expect("written");
+        }
+        fs::create_dir(at.join("a/dir")).expect("made");
+        let tar = layer(&[
+            ("a/", b""),
+            ("a/full", b"full"),
+            ("a/empty", b"not empty"),
+            ("a/b/long", b"long"),
+            ("a/gone", b"gone"),
+            ("a/dir", b"a file"),
+            ("none/x", b"x"),
+            (".wh.old", b""),
+        ]);
+        assert_eq!(
+            wrong(&tar, at),
+            [
+                "a/b/long: a file of 6 bytes",
+                "a/dir: a directory",
+                "a/empty: a file of 0 bytes",
+                "a/gone: nothing",
+                "none/x: nothing",
+            ]
+        );
+    }
+
+    #[test]
+    fn links_are_followed_within_the_layer_and_never_out_of_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = dir.path().join("layer");
+        fs::create_dir_all(at.join("usr/lib")).expect("made");
+        fs::write(dir.path().join("outside"), b"1234").expect("written");
+        fs::write(at.join("usr/lib/x"), b"1234").expect("written");
+        symlink("/usr/lib", at.join("lib")).expect("linked");
+        symlink("../..", at.join("usr/out")).expect("linked");
+        symlink(dir.path().join("outside"), at.join("file")).expect("linked");
+        let mut builder = tar::Builder::new(Vec::new());
+        link(&mut builder, tar::EntryType::Symlink, "lib", "/usr/lib");
+        let links = builder.into_inner().expect("in memory");
+        let links = &links[..512];
+        let tar = [
+            links,
+            &layer(&[
+                ("lib/x", b"1234"),
+                ("usr/out/outside", b"1234"),
+                ("file", b"1234"),
+            ]),
+        ]
+        .concat();
+        assert_eq!(
+            wrong(&tar, &at),
+            ["file: a symbolic link", "outside: nothing"]
+        );
+    }
+
+    #[test]
+    fn later_entries_of_the_layer_explain_what_is_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = dir.path();
+        fs::create_dir_all(at.join("usr")).expect("made");
+        symlink("usr", at.join("via")).expect("linked");
+        fs::write(at.join("usr/f"), b"22").expect("written");
+        fs::write(at.join("twice"), b"22").expect("written");
+        fs::write(at.join("was-a-directory"), b"22").expect("written");
+        let tar = layer(&[
+            ("twice", b"1"),
+            ("twice", b"22"),
+            ("via/f", b"1"),
+            ("usr/f", b"22"),
+            ("was-a-directory/deep/x", b"1"),
+            ("was-a-directory", b"22"),
+            ("hidden/x", b"1"),
+            (".wh.hidden", b""),
+            ("implicit/sub/x", b"1"),
+            ("implicit/.wh..wh..opq", b""),
+        ]);
+        assert!(wrong(&tar, at).is_empty(), "{:?}", wrong(&tar, at));
+        // The order matters: what comes first explains nothing.
+        let tar = layer(&[("twice", b"22"), ("twice", b"1")]);
+        assert_eq!(wrong(&tar, at), ["twice: a file of 2 bytes"]);
+    }
+
+    #[test]
+    fn an_emptied_file_is_not_excused_by_its_other_names() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = dir.path();
+        fs::write(at.join("one"), b"").expect("written");
+        fs::hard_link(at.join("one"), at.join("two")).expect("linked");
+        let mut builder = tar::Builder::new(Vec::new());
+        link(&mut builder, tar::EntryType::Link, "two", "one");
+        let tail = builder.into_inner().expect("in memory");
+        let head = layer(&[("one", b"content")]);
+        let tar = [&head[..1024], &tail].concat();
+        assert_eq!(wrong(&tar, at), ["one: a file of 0 bytes"]);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_number_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let names: Vec<String> = (0..1500).map(|n| format!("f{n}")).collect();
+        let entries: Vec<(&str, &[u8])> = names.iter().map(|n| (n.as_str(), &b"x"[..])).collect();
+        let compared = compare(layer(&entries).as_slice(), dir.path()).expect("compared");
+        assert_eq!((compared.wrong.len(), compared.more), (1024, 476));
+        // All of them explained: then nothing can be said.
+        let mut all = entries.clone();
+        let whiteouts: Vec<String> = names.iter().map(|n| format!(".wh.{n}")).collect();
+        all.extend(whiteouts.iter().map(|n| (n.as_str(), &b""[..])));
+        assert!(compare(layer(&all).as_slice(), dir.path()).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_and_no_damage() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(compare(&[1_u8; 600][..], dir.path()).is_err());
+        assert!(compare(&b""[..], &dir.path().join("none")).is_err());
+    }
 }

@@ -104,7 +104,7 @@ pub(super) async fn unpin(engine: &Engine, record: &ImageRecord) -> Result<bool>
     let Some(labels) = without_pin(record) else {
         return Ok(false);
     };
-    engine.label_image(&record.name, labels).await
+    engine.label_image(record, labels).await
 }
 
 /// The labels to take away with the pin (an empty value removes one).
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(keys(&[CRI_PINNED, (PINNED_BY, "cli")]), None, "a person's");
         assert_eq!(
             keys(&[CRI_PINNED, (PINNED_BY, "agent"), (MANAGED, "agent")]),
-            Some(vec![PINNED_BY.to_owned(), CRI_PINNED.0.to_owned()])
+            Some(vec![CRI_PINNED.0.to_owned(), PINNED_BY.to_owned()])
         );
         assert_eq!(
             keys(&[PINNED, (PINNED_BY, "agent")]),

@@ -130,7 +130,7 @@ async fn release(
             pin::unpin(engine, other).await?;
         }
     }
-    engine.label_image(&record.name, labels).await?;
+    engine.label_image(record, labels).await?;
     Ok(())
 }
 

@@ -30,10 +30,12 @@ use crate::{
 const MAX_DEPTH: usize = 4;
 
 /// How to prune.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct PruneOptions {
     /// Only say what would be done.
     pub dry_run: bool,
+    /// The names of records that it is time for; `None`: of all.
+    pub only: Option<BTreeSet<String>>,
 }
 
 /// What is done with a record that nothing declares.
@@ -63,7 +65,10 @@ pub async fn prune(
     options: PruneOptions,
 ) -> Result<Vec<PrunedRow>> {
     let all = engine.images(Vec::new()).await?;
-    let undeclared = undeclared(engine.namespace(), &all, desired);
+    let mut undeclared = undeclared(engine.namespace(), &all, desired);
+    if let Some(only) = &options.only {
+        undeclared.retain(|record| only.contains(&record.name));
+    }
     let mut users = Users::new(engine);
     let mut rows = Vec::new();
     for record in undeclared {
@@ -111,8 +116,7 @@ async fn act(
 ) -> Result<bool> {
     match action {
         Action::Removed => engine.delete_image_if(&record.name, &record.target).await,
-        _ if labels.is_empty() => Ok(true),
-        _ => engine.label_image(&record.name, labels).await,
+        _ => engine.label_image(record, labels).await,
     }
 }
 

@@ -101,7 +101,7 @@ impl Repair<'_> {
                 break;
             }
             let mut healed = Healed::default();
-            let result = self.heal(reference, record, latest, &mut healed).await;
+            let result = Box::pin(self.heal(reference, record, latest, &mut healed)).await;
             ended.fetched += healed.fetched;
             ended.others.extend(healed.others);
             ended.warnings.extend(healed.warnings);
@@ -135,7 +135,7 @@ impl Repair<'_> {
         let repo = self.client.repository(reference);
         let choice = match &report.choice {
             Some(choice) => choice.clone(),
-            None => self.from_afar(&record.target, &repo).await?,
+            None => self.choose_from_afar(&record.target, &repo).await?,
         };
         let hash = lease_hash(
             self.engine.namespace(),
@@ -225,7 +225,7 @@ impl Repair<'_> {
     }
 
     /// The choice where the store's documents do not tell: from the registry, by digest.
-    async fn from_afar(&self, target: &Descriptor, repo: &Repo) -> Result<Choice> {
+    async fn choose_from_afar(&self, target: &Descriptor, repo: &Repo) -> Result<Choice> {
         let store = StoreSource::new(self.engine.clone());
         let nearest = Nearest {
             near: &store,

@@ -119,7 +119,9 @@ impl Memory {
         for key in keys {
             let remembered = self.images.entry(key.clone()).or_default();
             let until = later(now, settings.backoff.for_clock());
-            remembered.next_try.get_or_insert(until);
+            if remembered.next_try.is_none_or(|next| next > until) {
+                remembered.next_try = Some(until);
+            }
         }
     }
 

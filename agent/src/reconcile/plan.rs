@@ -192,7 +192,10 @@ impl Planner {
 
     fn fetch(&mut self, image: &Image<'_>, rank: Rank, why: Why, at: Timestamp) {
         if at <= self.now && self.open {
-            if self.plausible || image.remembered.next_try.is_some() {
+            // One that was written by the right clock says nothing about this one.
+            let next = image.remembered.next_try;
+            let waited = next.is_some_and(|next| next <= self.now);
+            if self.plausible || waited {
                 self.take(image, rank, Step::Pull(why));
             } else {
                 self.postponed.insert(image.key.clone());

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     body::BodyFault,
+    counts::Meter,
     failure::{self, Failed, Target},
     pace::Pace,
     range::ContentRange,
@@ -104,6 +105,7 @@ pub(super) fn open(
     Ok(Reading {
         url: answer.url.clone(),
         response: answer.response,
+        meter: answer.meter,
         target,
         size,
         skip: offset.saturating_sub(start),
@@ -119,6 +121,7 @@ pub(super) struct Reading {
     target: Target,
     url: reqwest::Url,
     response: Response,
+    meter: Meter,
     size: u64,
     /// Bytes to drop before the first that was asked for.
     skip: u64,
@@ -178,7 +181,9 @@ impl Reading {
         self.left = self.left.saturating_sub(since.elapsed());
         let failed = match read {
             Ok(Ok(chunk)) => {
-                self.window += chunk.as_ref().map_or(0, Bytes::len) as u64;
+                let length = chunk.as_ref().map_or(0, Bytes::len);
+                self.meter.came(length);
+                self.window += length as u64;
                 if self.window >= TRICKLE {
                     self.window = 0;
                     self.left = self.flow.stall;

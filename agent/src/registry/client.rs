@@ -5,8 +5,9 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
 use super::{
-    auth::Auth, blob::Flow, credentials::Credentials, hosts::Hosts, notices::Notices, pace::Pace,
-    proxy::Ways, quota::Quota, repo::Repo, retry::Policy, tls::Trust, transport::Transport,
+    auth::Auth, blob::Flow, counts::Counts, credentials::Credentials, hosts::Hosts,
+    notices::Notices, pace::Pace, proxy::Ways, quota::Quota, repo::Repo, retry::Policy, tls::Trust,
+    transport::Transport,
 };
 use crate::{oci::Reference, source::BLOBS_AT_ONCE};
 
@@ -119,9 +120,6 @@ impl Client {
 
     /// Every HTTP request sent so far, redirects and retries included, except those to
     /// token servers.
-    pub fn counts(&self) -> super::Counts {
-        super::Counts::default()
-    }
     pub fn requests(&self) -> u64 {
         self.shared.transport.requests()
     }
@@ -129,6 +127,11 @@ impl Client {
     /// The requests to token servers.
     pub fn auth_requests(&self) -> u64 {
         self.shared.transport.auth_requests()
+    }
+
+    /// What was counted so far, for metrics.
+    pub fn counts(&self) -> Counts {
+        self.shared.transport.counters.snapshot()
     }
 
     /// What registries said last of the requests that they allow, by host.

@@ -62,6 +62,8 @@ pub(super) struct Route {
     pub(super) dial_timeout: Option<Duration>,
     /// The configured way, also to where this server sends us; `None`: as for all.
     pub(super) via: Option<Via>,
+    /// The server is another one than the registry.
+    pub(super) mirror: bool,
 }
 
 impl Endpoint {
@@ -87,6 +89,7 @@ impl Endpoint {
             tls: None,
             dial_timeout: None,
             via: None,
+            mirror: false,
         });
         Self {
             base,
@@ -100,6 +103,10 @@ impl Endpoint {
     /// It serves content of the registry `domain`, and is another server.
     pub(super) fn mirroring(mut self, domain: &str) -> Self {
         self.namespace = Some(domain.into());
+        self.route = Arc::new(Route {
+            mirror: true,
+            ..(*self.route).clone()
+        });
         self
     }
 
@@ -114,7 +121,7 @@ impl Endpoint {
             headers,
             tls,
             dial_timeout,
-            via: self.route.via.clone(),
+            ..(*self.route).clone()
         });
         self
     }

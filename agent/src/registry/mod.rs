@@ -44,7 +44,7 @@ mod test_server;
 mod tests;
 
 pub use client::{Client, Settings};
-pub use counts::Counts;
+pub use counts::{Counts, Origin};
 pub use credentials::{Credentials, Environment};
 pub use endpoint::{Capabilities, Endpoint};
 pub use pace::parse_rate;

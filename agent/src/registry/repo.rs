@@ -12,7 +12,7 @@ use super::{
     asking::{Asking, Troubles},
     auth::{Subject, Who},
     blob::{self, Misfit, Reading},
-    body::{self, SMALL_BODY_TIME},
+    body::SMALL_BODY_TIME,
     client::Client,
     endpoint::{Capabilities, Endpoint},
     failure::{self, Target},
@@ -56,7 +56,7 @@ const MAX_FOREIGN: usize = 4;
 /// A repository of a registry, bound to the reference it was made for.
 #[derive(Debug, Clone)]
 pub struct Repo {
-    client: Client,
+    pub(super) client: Client,
     reference: Reference,
     /// A domain that is no host is reported when it is first used.
     endpoints: Result<Arc<[Endpoint]>>,
@@ -457,7 +457,7 @@ impl At<'_> {
                     .header("docker-content-digest")
                     .and_then(|text| Digest::parse(text.trim()).ok()),
             };
-            match body::read(&mut answer.response, MAX_MANIFEST, SMALL_BODY_TIME).await {
+            match answer.body(MAX_MANIFEST, SMALL_BODY_TIME).await {
                 Ok(bytes) if said::is_web_page(headers.content_type.as_deref(), &bytes) => {
                     return Err(failure::web_page(&ask.target, &answer.url, &bytes));
                 }

@@ -1,11 +1,15 @@
 //! The one way on which requests leave: counted, redirected by us, retried within a
 //! budget. Nothing here knows what is asked for.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
+use bytes::Bytes;
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{
@@ -15,8 +19,10 @@ use reqwest::{
 };
 
 use super::{
+    body::{self, BodyFault},
     client::Settings,
     clients::Clients,
+    counts::{Counters, Meter, Origin},
     endpoint::Route,
     failure::{self, Failed, Target},
     health::{self, Health},
@@ -58,6 +64,7 @@ pub(super) struct Answer {
     pub(super) elsewhere: bool,
     /// The proxy on the way.
     pub(super) proxy: Option<String>,
+    pub(super) meter: Meter,
 }
 
 impl Answer {
@@ -79,6 +86,15 @@ impl Answer {
         self.header("content-length")?.trim().parse().ok()
     }
 
+    /// The whole body, as [`body::read`] gives it.
+    pub(super) async fn body(&mut self, limit: usize, time: Duration) -> Result<Bytes, BodyFault> {
+        let read = body::read(&mut self.response, limit, time).await;
+        if let Ok(bytes) = &read {
+            self.meter.came(bytes.len());
+        }
+        read
+    }
+
     /// The coding of the body, if it is any but the plain one.
     pub(super) fn encoding(&self) -> Option<&str> {
         let coding = self.headers().get("content-encoding")?;
@@ -93,6 +109,7 @@ pub(super) struct Transport {
     health: Health,
     requests: AtomicU64,
     auth_requests: AtomicU64,
+    pub(super) counters: Counters,
     pub(super) quotas: Quotas,
 }
 
@@ -103,6 +120,7 @@ impl Transport {
             health: Health::new(notices),
             requests: AtomicU64::new(0),
             auth_requests: AtomicU64::new(0),
+            counters: Counters::default(),
             quotas: Quotas::default(),
         }
     }
@@ -170,8 +188,15 @@ impl Transport {
             let elsewhere = url.origin() != home;
             let authorization = authorization.filter(|_| !elsewhere);
             let response = self.once(ask, &url, elsewhere, authorization).await?;
+            let mirror = ask.route.as_ref().is_some_and(|route| route.mirror);
+            let origin = if mirror {
+                Origin::Mirror
+            } else {
+                Origin::Registry
+            };
             let answer = Answer {
                 response,
+                meter: self.counters.meter(&ask.target.registry, origin),
                 proxy: self.clients.proxy(&url, ask.route.as_deref()),
                 url,
                 elsewhere,
@@ -218,6 +243,13 @@ impl Transport {
             request = request.body(form.reveal().to_owned());
         }
         let outcome = request.send().await;
+        if !ask.target.is_token() {
+            let code = outcome
+                .as_ref()
+                .ok()
+                .map(|response| response.status().as_u16());
+            self.counters.request(&ask.target.registry, code);
+        }
         match &outcome {
             Ok(response) => {
                 tracing::debug!(method = %ask.method, url = redact::url(url), status = response.status().as_u16(), "request");

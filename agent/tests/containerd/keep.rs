@@ -181,9 +181,11 @@ fn whatever_is_missing_is_seen_and_a_pull_mends_it() {
                     format!("r.example/app@{root}"),
                     name.clone(),
                 ] {
+                    let there_now = engine.image(&record).await.expect("an answer");
+                    let there_now = there_now.expect("a record");
                     assert!(
                         engine
-                            .label_image(&record, unpinned.clone())
+                            .label_image(&there_now, unpinned.clone())
                             .await
                             .expect("labelled")
                     );
@@ -306,7 +308,9 @@ fn changes_of_records_are_told_until_containerd_goes_away() {
             .put_image("a:1", &target, &none, &none)
             .await
             .expect("a record");
-        engine.label_image("a:1", label).await.expect("a label");
+        let record = engine.image("a:1").await.expect("an answer");
+        let record = record.expect("a record");
+        engine.label_image(&record, label).await.expect("a label");
         other
             .put_image("b:1", &target, &none, &none)
             .await

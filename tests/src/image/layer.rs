@@ -171,6 +171,16 @@ impl<'a> Layer<'a> {
         self.file(path, 0o755, content)
     }
 
+    /// Extended headers of the entry that comes next.
+    #[must_use]
+    pub fn pax(mut self, records: &[(&str, &str)]) -> Self {
+        let records = records.iter().map(|(key, value)| (*key, value.as_bytes()));
+        self.tar
+            .append_pax_extensions(records)
+            .expect("the layer can be written");
+        self
+    }
+
     /// Any other entry: device, FIFO, owner, mode.
     #[must_use]
     pub fn raw(mut self, path: &str, edit: impl FnOnce(&mut Header), content: &[u8]) -> Self {

@@ -15,7 +15,7 @@ use crate::{
         session::{Flags, Session},
         worker,
     },
-    desired::{Directory, Source, Traits},
+    desired::{Directory, Read, Source},
     error::{Error, Result},
     kind::Kind,
 };
@@ -113,18 +113,19 @@ fn by_systemd(name: &str) -> Option<PathBuf> {
         .filter(|path| path.is_absolute())
 }
 
+/// What images.d declares for this host.
+pub(crate) fn declared(context: &Context) -> Result<Read> {
+    let places = places(&context.global)?;
+    let text = Config::text(places.config.as_deref())?;
+    let config = Config::of_text(&text, places.config.as_deref())?;
+    let session = Session::new(flags(&context.global), config);
+    let traits = session.traits()?;
+    Ok(Directory::new(&places.images).read(&traits))
+}
+
 /// Reads everything that is configured, and does nothing.
 fn check(context: &Context, session: &Session, places: &Places) -> Result<Failures> {
-    let host = session.host()?;
-    let read = Directory::new(&places.images).read(&Traits {
-        arch: host.architecture.clone(),
-        model: host.machine.clone(),
-        labels: session.config().labels.clone(),
-        namespace: session
-            .profile()
-            .map_or_else(|_| "default".to_owned(), |profile| profile.namespace),
-        default_refresh: session.config().default_refresh(),
-    });
+    let read = Directory::new(&places.images).read(&session.traits()?);
     for note in &read.notes {
         output::warn(&format!("warning: {}", output::plain(note)));
     }

@@ -1,7 +1,7 @@
 //! The worker's end: jobs from the socket on its standard input, until that closes.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -239,11 +239,16 @@ impl Bench {
             return Spent::default();
         };
         let now = client.counts();
-        let since = now.since(&self.told);
-        self.told = now;
+        let told = std::mem::replace(&mut self.told, now.clone());
+        let requests = since(&now.requests, &told.requests, |code| match code {
+            Some(status) => status.to_string(),
+            None => "error".to_owned(),
+        });
+        let bytes = since(&now.bytes, &told.bytes, |origin| origin.as_str().to_owned());
         let quotas = client.quotas().into_iter();
         Spent {
-            counts: since,
+            requests,
+            bytes,
             remaining: quotas
                 .filter_map(|(registry, quota)| Some((registry, quota.remaining?)))
                 .collect(),
@@ -391,6 +396,21 @@ impl Bench {
             fetched: repaired.fetched,
         })))
     }
+}
+
+/// What was counted after `told`, with the second part of the key in words.
+fn since<K: Ord>(
+    now: &BTreeMap<(String, K), u64>,
+    told: &BTreeMap<(String, K), u64>,
+    word: impl Fn(&K) -> String,
+) -> Vec<(String, String, u64)> {
+    now.iter()
+        .map(|(key, count)| {
+            let before = told.get(key).copied().unwrap_or_default();
+            (key.0.clone(), word(&key.1), count.saturating_sub(before))
+        })
+        .filter(|(_, _, count)| *count > 0)
+        .collect()
 }
 
 /// Before a tag moves: what it points at now is kept for a rollback.

@@ -17,7 +17,6 @@ use crate::{
     event::Event,
     oci::Digest,
     pull::{Bytes, Status},
-    registry::Counts,
 };
 
 /// The first line: the configuration as the daemon holds it, which may be older, and better,
@@ -87,8 +86,10 @@ pub struct Rechecked {
 /// What a job took, however it ended.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Spent {
-    /// Requests and bytes since the job before.
-    pub counts: Counts,
+    /// Requests since the job before, by registry and answer (an HTTP status, or `error`).
+    pub requests: Vec<(String, String, u64)>,
+    /// Bytes since then, by registry and source.
+    pub bytes: Vec<(String, String, u64)>,
     /// What registries said is left of their limits, by registry.
     pub remaining: Vec<(String, u64)>,
 }

@@ -220,6 +220,14 @@ fn a_clock_that_cannot_be_right_is_waited_for_and_then_tried() {
         steps(&world.plan()),
         [("b", Step::Pull(Why::Missing)), ("a", Step::Pull(Why::Due))]
     );
+    // A wait from before the power failed says nothing.
+    world.remember("b", |r| r.next_try = Some(at(NOW)));
+    let plan = world.run();
+    assert_eq!(steps(&plan), [("a", Step::Pull(Why::Due))]);
+    assert_eq!(plan.postponed.len(), 1);
+    world.now = at("1970-01-01T00:10:10Z");
+    assert_eq!(steps(&world.plan())[0], ("b", Step::Pull(Why::Missing)));
+    world.remember("a", |r| r.last_check = None);
     // It is set meanwhile: at once.
     world.now = at(NOW);
     assert_eq!(steps(&world.plan()).len(), 2);

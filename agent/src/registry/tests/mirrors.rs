@@ -13,7 +13,11 @@ use crate::{
 };
 
 /// A client that knows `mirrors` for the registry `upstream`.
-fn mirrored(upstream: &TestServer, mirrors: &[&TestServer], settings: Settings) -> Mirrored {
+pub(super) fn mirrored(
+    upstream: &TestServer,
+    mirrors: &[&TestServer],
+    settings: Settings,
+) -> Mirrored {
     let mut text = String::new();
     for mirror in mirrors {
         text.extend(["[host.\"http://", &mirror.authority(), "\"]\n"]);
@@ -21,8 +25,8 @@ fn mirrored(upstream: &TestServer, mirrors: &[&TestServer], settings: Settings) 
     configured(&upstream.authority(), &text, settings)
 }
 
-struct Mirrored {
-    client: Client,
+pub(super) struct Mirrored {
+    pub(super) client: Client,
     #[expect(dead_code, reason = "held, not read")]
     dir: tempfile::TempDir,
 }
@@ -55,7 +59,7 @@ async fn healthy() -> TestServer {
 }
 
 /// Nobody listens there.
-async fn nobody() -> TestServer {
+pub(super) async fn nobody() -> TestServer {
     let server = healthy().await;
     server.stop().await;
     server

@@ -2,6 +2,7 @@
 
 mod auth;
 mod blobs;
+mod counts;
 mod failures;
 mod manifests;
 mod mirrors;

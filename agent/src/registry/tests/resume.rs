@@ -29,7 +29,7 @@ fn asked(request: &Received) -> Option<(usize, usize)> {
 }
 
 /// What a registry that can do ranges answers.
-fn honest(request: &Received, content: &[u8]) -> Reply {
+pub(super) fn honest(request: &Received, content: &[u8]) -> Reply {
     match asked(request) {
         None => Reply::new(200).body(content),
         Some((first, last)) => Reply::new(206)
@@ -41,7 +41,7 @@ fn honest(request: &Received, content: &[u8]) -> Reply {
     }
 }
 
-async fn all(repo: &Repo, descriptor: &Descriptor, offset: u64) -> Result<Vec<u8>> {
+pub(super) async fn all(repo: &Repo, descriptor: &Descriptor, offset: u64) -> Result<Vec<u8>> {
     let stream = repo.blob(descriptor, offset).await?;
     let chunks: Vec<bytes::Bytes> = stream.try_collect().await?;
     Ok(chunks.concat())

@@ -1,0 +1,190 @@
+//! Pins and earlier targets on a real containerd; what the command line does is tested
+//! through it.
+
+use edgepull::{
+    containerd::{
+        Engine,
+        labels::{CRI_PINNED, PINNED, PINNED_BY, PREVIOUS},
+    },
+    keep::{AGENT, Pinned, hold_previous, set_pin, trim},
+    oci::Reference,
+};
+use jiff::Timestamp;
+
+use crate::{
+    lab::{Lab, pull_at, reference, request},
+    made::TestImage,
+    runtime,
+};
+
+async fn pulled(lab: &Lab, engine: &Engine, name: &Reference, image: &TestImage) {
+    let source = image.source();
+    let mut request = request(name, &image.choice, &source);
+    request.managed_by = AGENT;
+    pull_at(engine, &request, &lab.path("locks"))
+        .await
+        .expect("a pull");
+}
+
+/// Value of a label on every record that has it.
+async fn labelled(engine: &Engine, key: &str) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = engine
+        .images(Vec::new())
+        .await
+        .expect("images")
+        .into_iter()
+        .filter_map(|record| Some((record.name, record.labels.get(key)?.clone())))
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_pin_is_set_on_every_record_and_only_ours_is_taken_away() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let engine = lab.engine("k8s.io").await;
+        let image = TestImage::two_layers(30);
+        let name = reference("r.example/app:1");
+        let target = image.choice.target().clone();
+        let config = image.choice.config.digest().clone();
+        let set = |on| set_pin(&engine, &name, &target, Some(&config), on);
+        assert_eq!(set(true).await.expect("an answer"), Pinned::Gone);
+        pulled(&lab, &engine, &name, &image).await;
+
+        assert_eq!(set(true).await.expect("pinned"), Pinned::Changed);
+        assert_eq!(labelled(&engine, CRI_PINNED.0).await.len(), 3);
+        assert_eq!(labelled(&engine, PINNED_BY).await.len(), 3);
+        assert_eq!(set(true).await.expect("pinned"), Pinned::Unchanged);
+
+        // A label that is gone, and a record that is gone.
+        let own = "r.example/app:1";
+        lab.ctr(
+            "k8s.io",
+            &["images", "label", own, "io.cri-containerd.pinned="],
+        );
+        lab.ctr("k8s.io", &["images", "rm", config.as_str()]);
+        assert_eq!(set(true).await.expect("pinned"), Pinned::Changed);
+        assert_eq!(labelled(&engine, CRI_PINNED.0).await.len(), 3);
+
+        // Another name of the same image keeps what it shares; what is not ours stays.
+        let other = reference("r.example/app:2");
+        pulled(&lab, &engine, &other, &image).await;
+        set_pin(&engine, &other, &target, Some(&config), true)
+            .await
+            .expect("pinned");
+        assert_eq!(set(false).await.expect("unpinned"), Pinned::Changed);
+        assert_eq!(labelled(&engine, CRI_PINNED.0).await.len(), 3);
+        lab.ctr(
+            "k8s.io",
+            &["images", "label", "r.example/app:2", "io.edgepull.pin="],
+        );
+        assert_eq!(set(true).await.expect("pinned"), Pinned::Changed);
+        assert_eq!(set(false).await.expect("unpinned"), Pinned::Changed);
+        let left = labelled(&engine, CRI_PINNED.0).await;
+        assert_eq!(left, [("r.example/app:2".to_owned(), "pinned".to_owned())]);
+        assert_eq!(set(false).await.expect("unpinned"), Pinned::Unchanged);
+    });
+}
+
+#[test]
+fn where_no_kubelet_is_one_record_says_it() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let engine = lab.engine("default").await;
+        let image = TestImage::two_layers(31);
+        let name = reference("r.example/app:1");
+        let target = image.choice.target().clone();
+        pulled(&lab, &engine, &name, &image).await;
+        let set = |on| {
+            set_pin(
+                &engine,
+                &name,
+                &target,
+                Some(image.choice.config.digest()),
+                on,
+            )
+        };
+        assert_eq!(set(true).await.expect("pinned"), Pinned::Changed);
+        assert_eq!(labelled(&engine, PINNED.0).await.len(), 1);
+        assert_eq!(set(true).await.expect("pinned"), Pinned::Unchanged);
+        assert_eq!(set(false).await.expect("unpinned"), Pinned::Changed);
+        assert!(labelled(&engine, PINNED.0).await.is_empty());
+        assert_eq!(engine.images(Vec::new()).await.expect("images").len(), 1);
+    });
+}
+
+#[test]
+fn an_earlier_target_survives_until_it_is_let_go_of() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        for namespace in ["default", "k8s.io"] {
+            let engine = lab.engine(namespace).await;
+            let name = reference("r.example/app:1");
+            let images = [32, 34, 36].map(TestImage::two_layers);
+            let mut times = ["2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"].iter();
+            pulled(&lab, &engine, &name, &images[0]).await;
+            for pair in images.windows(2) {
+                let [old, new] = pair else { continue };
+                let now: Timestamp = times.next().expect("two").parse().expect("a time");
+                let (target, config) = (old.choice.target(), old.choice.config.digest());
+                let hold = |new| hold_previous(&engine, &name, target, new, Some(config), now);
+                assert!(!hold(&target.digest).await.expect("an answer"), "the same");
+                assert!(hold(&new.choice.target().digest).await.expect("held"));
+                pulled(&lab, &engine, &name, new).await;
+            }
+            lab.collect(namespace);
+            for image in &images {
+                for digest in image.blobs.keys() {
+                    assert!(engine.blob_info(digest).await.expect("an answer").is_some());
+                }
+            }
+            assert_eq!(labelled(&engine, PREVIOUS).await.len(), 2, "{namespace}");
+
+            let oldest = format!("r.example/app@{}", images[0].choice.target().digest);
+            let gone = trim(&engine, &name, 1, &[]).await.expect("trimmed");
+            assert_eq!(gone, [oldest.as_str()]);
+            assert!(
+                trim(&engine, &name, 1, &[])
+                    .await
+                    .expect("trimmed")
+                    .is_empty()
+            );
+            lab.collect(namespace);
+            let is_kubernetes = namespace == "k8s.io";
+            let kept = engine.image(&oldest).await.expect("an answer");
+            assert_eq!(kept.is_some(), is_kubernetes, "kubelet removes its own");
+            assert!(kept.is_none_or(|record| !record.is_pinned()));
+            let layer = engine.blob_info(&images[0].layer(0).digest).await;
+            assert_eq!(layer.expect("an answer").is_some(), is_kubernetes);
+            let layer = engine.blob_info(&images[1].layer(0).digest).await;
+            assert!(
+                layer.expect("an answer").is_some(),
+                "the one before is kept"
+            );
+            if is_kubernetes {
+                let pinned: Vec<String> = labelled(&engine, CRI_PINNED.0)
+                    .await
+                    .into_iter()
+                    .map(|(name, _)| name)
+                    .collect();
+                let held = format!("r.example/app@{}", images[1].choice.target().digest);
+                let id = images[1].choice.config.digest().to_string();
+                assert_eq!(pinned, [held, id]);
+            }
+
+            // Rolled back: what is the target again is no earlier one.
+            let (now, old) = (images[2].choice.target(), images[1].choice.target());
+            let config = images[2].choice.config.digest();
+            let at = "2026-01-03T00:00:00Z".parse().expect("a time");
+            hold_previous(&engine, &name, now, &old.digest, Some(config), at)
+                .await
+                .expect("held");
+            pulled(&lab, &engine, &name, &images[1]).await;
+            trim(&engine, &name, 1, &[]).await.expect("trimmed");
+            let held = labelled(&engine, PREVIOUS).await;
+            assert_eq!(held.len(), 1);
+            assert!(held[0].0.ends_with(now.digest.as_str()));
+        }
+    });
+}

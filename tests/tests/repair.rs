@@ -1,0 +1,408 @@
+//! What a power cut or a failing disk did to an image is found, exactly, and healed without
+//! fetching what is intact; what is sound is left alone.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test: a panic with a position is the failure report"
+)]
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use edgepull_tests::containerd::Version;
+use edgepull_tests::edgepull::Run;
+use edgepull_tests::faulty::Kind;
+use edgepull_tests::image::{self, Image, Layer, Layout, digest_of, host};
+use edgepull_tests::on_each_containerd;
+use edgepull_tests::scene::{NAMESPACE, Scene};
+use edgepull_tests::tree;
+use serde_json::Value;
+
+/// Everything that a layer may say twice, differently, or in another layer's words.
+fn quirks() -> Layout {
+    let layout = Layout::new();
+    let base = Layer::new(&layout)
+        .dir(".")
+        .file("twice", 0o644, b"first")
+        .file("twice", 0o644, b"the second is longer")
+        .dir("usr/lib")
+        .symlink("lib", "usr/lib")
+        .file("lib/through", 0o644, b"through the link")
+        .file("usr/lib/through", 0o644, b"not through it")
+        .symlink("absolute", "/usr")
+        .file("absolute/share/x", 0o644, b"inside")
+        .file("turns/into/a", 0o644, b"directory")
+        .file("turns", 0o644, b"a file now")
+        .symlink("becomes", "usr")
+        .file("becomes/lost", 0o644, b"in usr")
+        .dir("becomes")
+        .file("gone", 0o644, b"removed by its own layer")
+        .whiteout("gone")
+        .file("replaced", 0o644, b"removed, then here again")
+        .whiteout("replaced")
+        .file("replaced", 0o644, b"again")
+        .file("opaque/kept", 0o644, b"unpacked before the marker")
+        .opaque("opaque")
+        .file("one", 0o4755, b"one inode")
+        .hardlink("two", "one")
+        .symlink("soft", "nowhere")
+        .hardlink("soft-too", "soft")
+        .file("empty", 0o644, b"")
+        .pax(&[
+            ("GNU.sparse.major", "1"),
+            ("GNU.sparse.minor", "0"),
+            ("GNU.sparse.name", "sparse"),
+            ("GNU.sparse.realsize", "1048576"),
+        ])
+        .file("GNUSparseFile.0/sparse", 0o644, &sparse(b"data"));
+    let upper = Layer::new(&layout)
+        .whiteout("one")
+        .file("one", 0o644, b"another")
+        .whiteout("empty")
+        .file("opaque/new", 0o644, b"new")
+        .opaque("opaque")
+        // The link is in the layer below, and a directory here.
+        .file("lib/own", 0o644, b"own");
+    let image = Image::new(&layout, host())
+        .layer(base)
+        .layer(upper)
+        .finish();
+    layout.tag("latest", image);
+    layout
+}
+
+/// One piece of data, and a hole to the end.
+fn sparse(data: &[u8]) -> Vec<u8> {
+    let mut map = format!("1\n0\n{}\n", data.len()).into_bytes();
+    map.resize(512, 0);
+    map.extend_from_slice(data);
+    map
+}
+
+fn repair(scene: &Scene, args: &[&str]) -> Run {
+    let call = scene.verb("repair").arg(&scene.reference).args(args);
+    call.run()
+}
+
+/// Directories of the layers, the lowest first.
+fn layers(scene: &Scene) -> Vec<PathBuf> {
+    let chain = scene.layout().chain(&scene.manifest());
+    let mut dirs = tree::layer_dirs(&scene.daemon, NAMESPACE, &chain);
+    dirs.reverse();
+    dirs
+}
+
+/// Layer blobs of the image, the lowest first.
+fn blobs(scene: &Scene) -> Vec<String> {
+    scene.layout().parts(&scene.manifest()).split_off(1)
+}
+
+/// What a power cut does: the names are there, the bytes are not.
+fn empty(dir: &Path) -> BTreeSet<String> {
+    fn walk(root: &Path, dir: &Path, emptied: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            let found = fs::symlink_metadata(&path).unwrap();
+            if found.is_dir() {
+                walk(root, &path, emptied);
+            } else if found.is_file() && found.len() > 0 {
+                File::create(&path).unwrap();
+                let name = path.strip_prefix(root).unwrap();
+                emptied.insert(name.to_str().unwrap().to_owned());
+            }
+        }
+    }
+    let mut emptied = BTreeSet::new();
+    walk(dir, dir, &mut emptied);
+    emptied
+}
+
+fn damaged_files(report: &Value) -> BTreeSet<String> {
+    let damage = report["damage"].as_array().unwrap();
+    damage
+        .iter()
+        .map(|damage| {
+            assert_eq!(damage["kind"], "file");
+            damage["path"].as_str().unwrap().to_owned()
+        })
+        .collect()
+}
+
+fn blob_file(scene: &Scene, digest: &str) -> PathBuf {
+    let hex = digest.strip_prefix("sha256:").unwrap();
+    scene
+        .daemon
+        .root()
+        .join("io.containerd.content.v1.content/blobs/sha256")
+        .join(hex)
+}
+
+fn what_is_sound_is_left_alone(version: Version) {
+    let samples: [fn() -> Layout; 6] = [
+        image::hello,
+        image::docker_types,
+        image::attested,
+        image::nested,
+        image::tricky,
+        quirks,
+    ];
+    for sample in samples {
+        let scene = Scene::new(version, sample());
+        scene.pull();
+        scene.registry.forget();
+        for args in [&["--check"][..], &[]] {
+            let report = repair(&scene, args).exits(0).element();
+            assert_eq!(report["verdict"], "sound", "{report:#}");
+            assert_eq!(report["schema"], "edgepull.repair/1");
+        }
+        assert!(scene.registry.requests().is_empty(), "nobody was asked");
+        assert!(scene.daemon.leases(NAMESPACE).is_empty());
+        let views = scene.daemon.ctr(NAMESPACE, &["snapshots", "ls"]).ok();
+        assert!(!views.text().contains("edgepull-recheck"));
+    }
+}
+
+fn empty_files_are_found_and_unpacked_again(version: Version) {
+    for sample in [image::hello, image::tricky, quirks] {
+        let scene = Scene::new(version, sample());
+        scene.pull();
+        let chain = scene.layout().chain(&scene.manifest());
+        let before = tree::layers(&scene.daemon, NAMESPACE, &chain);
+        scene.registry.forget();
+        let emptied = empty(&layers(&scene)[1]);
+        assert!(!emptied.is_empty());
+
+        let report = repair(&scene, &["--check"]).exits(31).element();
+        assert_eq!(report["verdict"], "damaged");
+        assert_eq!(damaged_files(&report), emptied);
+        assert_eq!(report["damage"][0]["found"], "a file of 0 bytes");
+        assert_eq!(report["damage"][0]["digest"], blobs(&scene)[1].as_str());
+
+        let report = repair(&scene, &[]).exits(0).element();
+        assert_eq!(report["verdict"], "repaired", "{report:#}");
+        assert_eq!(damaged_files(&report), emptied);
+        assert_eq!(report["bytes"]["downloaded"], 0);
+        assert_eq!(scene.registry.count("GET", &Kind::Blob), 0);
+        for (ours, theirs) in tree::layers(&scene.daemon, NAMESPACE, &chain)
+            .iter()
+            .zip(&before)
+        {
+            tree::assert_same("after repair", ours, theirs);
+        }
+        scene.daemon.collect_garbage(NAMESPACE);
+        let report = repair(&scene, &["--check"]).exits(0).element();
+        assert_eq!(report["verdict"], "sound");
+    }
+}
+
+fn all_layers_at_once(version: Version) {
+    let scene = Scene::new(version, image::hello());
+    scene.pull();
+    for dir in layers(&scene) {
+        empty(&dir);
+    }
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired", "{report:#}");
+    scene.greets();
+}
+
+fn a_missing_snapshot_is_unpacked_again(version: Version) {
+    let scene = Scene::new(version, image::hello());
+    scene.pull();
+    scene.registry.forget();
+    let chain = scene.layout().chain(&scene.manifest());
+    scene
+        .daemon
+        .ctr(NAMESPACE, &["snapshots", "rm", &chain[2]])
+        .ok();
+    let report = repair(&scene, &["--check"]).exits(31).element();
+    // Garbage collection may have been quick to take those below, too.
+    let damage = report["damage"].as_array().unwrap();
+    assert!(damage.iter().all(|damage| damage["kind"] == "snapshot"));
+    assert_eq!(damage.last().unwrap()["digest"], blobs(&scene)[2].as_str());
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired");
+    assert_eq!(scene.registry.count("GET", &Kind::Blob), 0);
+    scene.greets();
+}
+
+fn a_missing_blob_is_fetched_again_and_nothing_else(version: Version) {
+    let scene = Scene::new(version, image::hello());
+    scene.pull();
+    let snapshots = scene.daemon.snapshots(NAMESPACE);
+    let blob = blobs(&scene)[1].clone();
+    scene.daemon.ctr(NAMESPACE, &["content", "rm", &blob]).ok();
+    scene.daemon.collect_garbage(NAMESPACE);
+    scene.registry.forget();
+    let report = repair(&scene, &["--check"]).exits(31).element();
+    assert_eq!(report["damage"][0]["kind"], "blob");
+    assert_eq!(report["damage"][0]["digest"], blob.as_str());
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired", "{report:#}");
+    assert_eq!(scene.registry.count("GET", &Kind::Blob), 1);
+    let size = scene.layout().read(&blob).len();
+    assert_eq!(report["bytes"]["downloaded"], size);
+    assert_eq!(scene.daemon.snapshots(NAMESPACE), snapshots);
+    assert_eq!(digest_of(&scene.daemon.blob(NAMESPACE, &blob)), blob);
+}
+
+fn a_damaged_blob_is_replaced(version: Version) {
+    let scene = Scene::new(version, image::hello());
+    scene.pull();
+    let layer = blobs(&scene)[1].clone();
+    let config = scene.layout().parts(&scene.manifest())[0].clone();
+    for (what, blob, kind) in [
+        ("a layer", layer, "blob"),
+        ("the config", config, "document"),
+        ("the manifest", scene.manifest(), "document"),
+        ("the index", scene.top(), "document"),
+    ] {
+        let path = blob_file(&scene, &blob);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"\0\0\0\0", 20).unwrap();
+        scene.registry.forget();
+        let report = repair(&scene, &["--check"]).exits(31).element();
+        assert_eq!(report["damage"][0]["kind"], kind, "{what}: {report:#}");
+        let report = repair(&scene, &[]).exits(0).element();
+        assert_eq!(report["verdict"], "repaired", "{what}: {report:#}");
+        assert!(scene.registry.count("GET", &Kind::Blob) <= 1, "{what}");
+        assert_eq!(digest_of(&fs::read(&path).unwrap()), blob, "{what}");
+        scene.daemon.collect_garbage(NAMESPACE);
+        let report = repair(&scene, &["--check"]).exits(0).element();
+        assert_eq!(report["verdict"], "sound", "{what}: {report:#}");
+        assert_eq!(scene.daemon.blobs(NAMESPACE), scene.wanted_blobs(&host()));
+        assert_eq!(scene.daemon.snapshots(NAMESPACE).len(), 3, "{what}");
+    }
+    scene.greets();
+}
+
+/// `latest` and `other`, on one base.
+fn siblings() -> Layout {
+    let layout = Layout::new();
+    for tag in ["latest", "other"] {
+        let base = Layer::new(&layout).file("shared", 0o644, b"shared by both");
+        let own = Layer::new(&layout).file("own", 0o644, tag.as_bytes());
+        let image = Image::new(&layout, host()).layer(base).layer(own).finish();
+        layout.tag(tag, image);
+    }
+    layout
+}
+
+fn a_damaged_base_takes_every_image_upon_it_along(version: Version) {
+    let scene = Scene::new(version, siblings());
+    scene.pull();
+    let other = scene.registry.reference("lab/app", "other");
+    scene.verb("pull").arg(&other).run().exits(0);
+    let snapshots = scene.daemon.snapshots(NAMESPACE);
+    assert_eq!(snapshots.len(), 3);
+    scene.registry.forget();
+    empty(&layers(&scene)[0]);
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired", "{report:#}");
+    assert_eq!(report["others"][0], other.as_str());
+    assert_eq!(scene.registry.count("GET", &Kind::Blob), 0);
+    scene.daemon.collect_garbage(NAMESPACE);
+    assert_eq!(scene.daemon.snapshots(NAMESPACE), snapshots);
+    // Without a reference: all of ours, each in its own row.
+    let rows = scene.verb("repair").arg("--check").run().exits(0);
+    let rows = rows.elements();
+    assert_eq!(rows.len(), 2);
+    assert!(
+        rows.iter().all(|row| row["verdict"] == "sound"),
+        "{rows:#?}"
+    );
+}
+
+fn what_a_container_uses_is_not_taken_away(version: Version) {
+    let scene = Scene::new(version, image::hello());
+    scene.pull();
+    let snapshots = scene.daemon.snapshots(NAMESPACE);
+    let create = |id: &str| {
+        let args = [
+            "containers",
+            "create",
+            "--snapshotter",
+            "overlayfs",
+            &scene.reference,
+            id,
+        ];
+        scene.daemon.ctr(NAMESPACE, &args).ok();
+    };
+    create("lab-user");
+    empty(&layers(&scene)[0]);
+    let run = repair(&scene, &[]);
+    let error = run.fails(31, "store_damaged");
+    assert!(error["message"].as_str().unwrap().contains("cannot repair"));
+    assert_eq!(
+        scene.daemon.snapshots(NAMESPACE),
+        snapshots,
+        "nothing was removed"
+    );
+    let text = repair_text(&scene);
+    assert!(text.contains("container lab-user"), "{text}");
+    scene
+        .daemon
+        .ctr(NAMESPACE, &["containers", "rm", "lab-user"])
+        .ok();
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired");
+    scene.greets();
+}
+
+/// The same for people.
+fn repair_text(scene: &Scene) -> String {
+    let run = edgepull_tests::edgepull::Edgepull::new(["repair"])
+        .on(&scene.daemon, NAMESPACE)
+        .arg(&scene.reference)
+        .run()
+        .exits(31);
+    run.output.transcript()
+}
+
+on_each_containerd!(
+    what_is_sound_is_left_alone,
+    empty_files_are_found_and_unpacked_again,
+    all_layers_at_once,
+    a_missing_snapshot_is_unpacked_again,
+    a_missing_blob_is_fetched_again_and_nothing_else,
+    a_damaged_blob_is_replaced,
+    a_damaged_base_takes_every_image_upon_it_along,
+    what_a_container_uses_is_not_taken_away,
+);
+
+#[test]
+fn what_is_not_there_is_said_so() {
+    let scene = Scene::new(Version::V1_7, image::hello());
+    repair(&scene, &[]).fails(21, "not_found");
+    let rows = scene.verb("repair").run().exits(0).elements();
+    assert!(rows.is_empty());
+}
+
+/// Only stored, or for another snapshotter: what can be looked at is, and the rest is named.
+#[test]
+fn what_cannot_be_looked_at_is_no_damage() {
+    let scene = Scene::new(Version::V1_7, image::hello());
+    scene.pull_with(&["--no-unpack"]).exits(0);
+    let report = repair(&scene, &["--check"]).exits(0).element();
+    assert_eq!(report["verdict"], "unchecked", "{report:#}");
+    assert!(
+        report["unchecked"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("not unpacked")
+    );
+
+    let blob = blobs(&scene)[0].clone();
+    let file = File::options()
+        .write(true)
+        .open(blob_file(&scene, &blob))
+        .unwrap();
+    file.write_all_at(b"\0\0\0\0", 20).unwrap();
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired", "{report:#}");
+    assert!(
+        scene.daemon.snapshots(NAMESPACE).is_empty(),
+        "stored it stays"
+    );
+}
