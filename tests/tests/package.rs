@@ -134,6 +134,8 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
         "usr/lib/tmpfiles.d/edgepull.conf",
         "usr/share/man/man1/edgepull.1.gz",
         "usr/share/man/man5/edgepull-hosts.5.gz",
+        "usr/share/man/man5/edgepull-images.5.gz",
+        "usr/share/doc/edgepull/docs/metrics.md",
         "usr/share/doc/edgepull/copyright",
         "usr/share/doc/edgepull/changelog.Debian.gz",
     ] {
@@ -206,7 +208,7 @@ fn manual_pages(dist: &Dist) {
             pages += 1;
         }
     }
-    assert!(pages >= 2);
+    assert!(pages >= 3);
 }
 
 fn completions(dist: &Dist) {
