@@ -307,6 +307,39 @@ fn wait_outlives_a_restart_of_the_daemon() {
 }
 
 #[test]
+fn somebody_at_a_terminal_sees_what_happens() {
+    let daemon = Daemon::new(&["a"]);
+    let socket = daemon.dir.path().join("s");
+    let line = format!("{} wait --timeout 60s", env!("CARGO_BIN_EXE_edgepull"));
+    // script(1) gives it a terminal.
+    let waiting = Command::new("script")
+        .args(["-qefc", &line, "/dev/null"])
+        .env("EDGEPULL_SOCKET", socket)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("util-linux is there");
+    thread::sleep(Duration::from_millis(500));
+    daemon.board.pulling(&key("a"), now());
+    daemon.board.observe(&Event::Planned {
+        reference: "r.example/a:1".to_owned(),
+        layers: 1,
+        bytes_to_fetch: 2048,
+        bytes_present: 0,
+    });
+    daemon.ready("a");
+    let output = waiting.wait_with_output().expect("it ends");
+    let text = out(&output);
+    assert_eq!(code(&output), 0, "{text}");
+    for line in ["resolving", "fetching 0 B of 2.0 KiB", "ready"] {
+        assert!(
+            text.contains(&format!("r.example/a:1: {line}\r\n")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn without_a_daemon_the_next_step_is_told() {
     let dir = tempfile::tempdir().expect("a directory");
     for args in [&["status"][..], &["sync"], &["wait"]] {

@@ -95,7 +95,7 @@ fn what_nothing_declares_is_removed(version: Version) {
 
     // Nothing at all is declared: still not what a person pulled.
     actions(prune(&scene, NAMESPACE, &[], &[]));
-    assert_eq!(scene.daemon.images(NAMESPACE), [by_hand.clone()]);
+    assert_eq!(scene.daemon.images(NAMESPACE), [by_hand.as_str()]);
     assert_eq!(
         labels(&scene, NAMESPACE, &by_hand)["io.edgepull.pin"],
         "cli"

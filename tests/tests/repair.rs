@@ -9,14 +9,17 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use edgepull_tests::containerd::Version;
 use edgepull_tests::edgepull::Run;
-use edgepull_tests::faulty::Kind;
+use edgepull_tests::faulty::{Action, Kind, Rule};
 use edgepull_tests::image::{self, Image, Layer, Layout, digest_of, host};
 use edgepull_tests::on_each_containerd;
+use edgepull_tests::process::wait_for;
 use edgepull_tests::scene::{NAMESPACE, Scene};
 use edgepull_tests::tree;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Everything that a layer may say twice, differently, or in another layer's words.
@@ -360,7 +363,108 @@ fn repair_text(scene: &Scene) -> String {
     run.output.transcript()
 }
 
+/// More damage than a report lists, and a blob above it that is damaged, too.
+fn whatever_is_not_listed_is_healed_as_well(version: Version) {
+    let layout = Layout::new();
+    let base = (0..70).fold(Layer::new(&layout), |base, n| {
+        base.file(&format!("files/{n}"), 0o644, b"content")
+    });
+    let upper = Layer::new(&layout).file("upper", 0o644, b"content");
+    let image = Image::new(&layout, host()).layer(base).layer(upper);
+    layout.tag("latest", image.finish());
+    let scene = Scene::new(version, layout);
+    scene.pull();
+    empty(&layers(&scene)[0]);
+    let path = blob_file(&scene, &blobs(&scene)[1]);
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(b"damaged", 20).unwrap();
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired", "{report:#}");
+    assert_eq!(report["damage"].as_array().unwrap().len(), 50);
+    assert_eq!(report["more_damage"], 21);
+}
+
+/// Stopped in the middle nothing is lost: the image stays wanted, what is intact stays, and
+/// the next call goes on.
+fn a_repair_that_is_killed_goes_on_later(version: Version) {
+    let scene = Scene::new(version, image::big(1, 6 << 20));
+    scene.pull();
+    let layers = layers(&scene);
+    let blobs = blobs(&scene);
+    empty(&layers[0]);
+    let big = blob_file(&scene, &blobs[1]);
+    let file = File::options().write(true).open(big).unwrap();
+    file.write_all_at(b"damaged", 1 << 20).unwrap();
+    let stall = Rule::on(Kind::Blob, Action::Stall(2 << 20)).times(1);
+    scene.registry.script([stall]);
+    scene.registry.forget();
+    let call = scene.verb("repair").arg(&scene.reference).start();
+    wait_for("the blob is asked for", Duration::from_secs(30), || {
+        scene.registry.count("GET", &Kind::Blob) > 0 && scene.registry.blob_bytes() >= 2 << 20
+    });
+    call.running.signal(Signal::SIGKILL);
+    call.wait();
+    assert_eq!(scene.daemon.images(NAMESPACE), [scene.reference.as_str()]);
+    scene.daemon.collect_garbage(NAMESPACE);
+    let left = scene.daemon.blobs(NAMESPACE);
+    for blob in scene.wanted_blobs(&host()) {
+        assert_eq!(left.contains(&blob), blob != blobs[1], "{blob}");
+    }
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired", "{report:#}");
+    assert_eq!(
+        scene.registry.count("GET", &Kind::Blob),
+        2,
+        "one blob, in two parts"
+    );
+    scene.greets();
+    scene.daemon.collect_garbage(NAMESPACE);
+    assert_eq!(scene.daemon.blobs(NAMESPACE), scene.wanted_blobs(&host()));
+    assert!(scene.daemon.leases(NAMESPACE).is_empty());
+}
+
+/// The size of an image does not matter to the memory that looking at it takes.
+fn a_check_needs_little_memory(version: Version) {
+    let peak = |size: u64| {
+        let scene = Scene::new(version, image::big(1, size));
+        scene.pull();
+        let call = scene.verb("repair").arg("--check").weighed();
+        let run = call.arg(&scene.reference).run().exits(0);
+        assert_eq!(run.element()["verdict"], "sound");
+        run.peak_kib.unwrap()
+    };
+    let (small, large) = (peak(1 << 20), peak(48 << 20));
+    println!("{version}: {small} KiB for 1 MiB, {large} KiB for 48 MiB");
+    assert!(large < small + 8 * 1024, "{small} KiB, then {large} KiB");
+}
+
+/// Without the registry a damaged blob cannot be had, and the snapshot is left as it is.
+fn without_a_registry_nothing_is_taken_away(version: Version) {
+    let scene = Scene::new(version, image::hello());
+    scene.pull();
+    let snapshots = scene.daemon.snapshots(NAMESPACE);
+    empty(&layers(&scene)[1]);
+    let blob = blobs(&scene)[1].clone();
+    let path = blob_file(&scene, &blob);
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(b"damaged", 20).unwrap();
+    scene
+        .registry
+        .script([Rule::on(Kind::Blob, Action::status(404))]);
+    let run = repair(&scene, &[]).exits(21);
+    assert_eq!(run.element()["verdict"], "damaged");
+    assert_eq!(scene.daemon.snapshots(NAMESPACE), snapshots);
+    scene.registry.script([]);
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired", "{report:#}");
+    scene.greets();
+}
+
 on_each_containerd!(
+    whatever_is_not_listed_is_healed_as_well,
+    a_repair_that_is_killed_goes_on_later,
+    a_check_needs_little_memory,
+    without_a_registry_nothing_is_taken_away,
     what_is_sound_is_left_alone,
     empty_files_are_found_and_unpacked_again,
     all_layers_at_once,

@@ -51,7 +51,11 @@ fn passes(agent: &Agent) -> String {
 fn one_pass(agent: &Agent) {
     let before = passes(agent);
     let answer = edgepull_tests::agent::request(&agent.socket(), "POST", "/v1/sync?wait=1");
-    assert!(answer.is_some(), "the daemon does not answer");
+    assert!(
+        answer.is_some(),
+        "the daemon does not answer: {:#}",
+        agent.status()
+    );
     wait_for("a pass", PATIENCE, || passes(agent) != before);
 }
 
@@ -71,7 +75,9 @@ fn soak(rounds: u32) {
     let mut weights = Vec::new();
     let begun = Instant::now();
     for round in 0..rounds {
-        match dice.roll(8) {
+        let fault = dice.roll(8);
+        println!("round {round}: {fault}");
+        match fault {
             0 => scene.registry.script([
                 Rule::always(Action::Close),
                 Rule::always(Action::status(503)),

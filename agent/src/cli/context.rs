@@ -119,6 +119,10 @@ impl Context {
         Self { rate, ..self }
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// The host truth: of this machine, or of the recorded one.
     pub(crate) fn host(&self) -> Result<&Host> {
         if let Some(host) = self.host.get() {

@@ -23,6 +23,9 @@ use crate::{
 
 /// How often the service manager is told how far the work is.
 const TELL: Duration = Duration::from_secs(5);
+/// A registry that could not be reached so often in a row is not asked again in the same
+/// pass: each try takes its patience, and there may be hundreds of images.
+const MISSES: u32 = 2;
 /// How often pressure is looked at while it is waited for its end.
 const BREATH: Duration = Duration::from_secs(10);
 
@@ -89,9 +92,23 @@ impl Daemon {
             return Ok(false);
         }
         let key = desired.key();
+        let registry = desired.reference.repository().domain().to_owned();
+        if self
+            .misses
+            .get(&registry)
+            .is_some_and(|misses| *misses >= MISSES)
+        {
+            return Err(away(desired, &registry));
+        }
         let begun = Instant::now();
         let (done, spent) = self.run(desired, Work::Pull).await;
         self.count(desired, &spent);
+        match &done {
+            Err(error) if error.kind() == Kind::Unavailable => {
+                *self.misses.entry(registry).or_default() += 1;
+            }
+            _ => drop(self.misses.remove(&registry)),
+        }
         match done {
             Ok(Some(Done::Pulled(pulled))) => {
                 self.handle
@@ -316,6 +333,19 @@ impl Daemon {
             }
         }
     }
+}
+
+/// What is not asked of a registry that does not answer.
+fn away(desired: &Desired, registry: &str) -> Error {
+    let typed = desired.reference.typed();
+    Error::new(Kind::Unavailable, format_args!("cannot pull `{typed}`"))
+        .because(format_args!(
+            "{registry} could not be reached for {MISSES} other images a moment ago"
+        ))
+        .reference(typed)
+        .registry(registry)
+        .platform(&desired.platform)
+        .hint("their failures say why; this image is tried again with them")
 }
 
 fn unexpected() -> Error {

@@ -99,7 +99,10 @@ impl Daemon {
             self.memory.forget(&desired, Timestamp::now());
         }
         self.observed.retain(|key, _| desired.contains(key));
-        self.asked.retain(|key| desired.contains(key));
+        // Whoever waits for what is not wanted any more would wait for ever.
+        for key in self.asked.difference(&desired).cloned().collect::<Vec<_>>() {
+            self.answered(&key);
+        }
         for key in &desired {
             if !self.observed.contains_key(key) {
                 self.stale.insert(key.clone());

@@ -49,16 +49,16 @@ impl Handle {
         (handle, taken)
     }
 
+    /// The document of `edgepull detect` has changed, because the engine has.
+    pub fn set_host(&self, host: String) {
+        *self.host.lock().unwrap_or_else(PoisonError::into_inner) = host.into();
+    }
+
     pub(super) fn host(&self) -> Bytes {
         self.host
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
-    }
-
-    /// The document of `edgepull detect` is another one, since the engine is known.
-    pub(super) fn set_host(&self, document: String) {
-        *self.host.lock().unwrap_or_else(PoisonError::into_inner) = document.into();
     }
 
     /// The text of `/metrics`, and of the textfile.

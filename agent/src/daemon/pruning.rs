@@ -75,7 +75,7 @@ impl Daemon {
         }
         let act = PruneOptions {
             dry_run: false,
-            only: Some(due),
+            only: Some(&due),
         };
         for row in keep::prune(&engine, &self.declared.images, act).await? {
             if let Some(error) = &row.error {

@@ -102,6 +102,8 @@ pub(super) struct Daemon {
     waiters: Vec<(BTreeSet<Key>, oneshot::Sender<()>)>,
     /// Images that somebody else pinned, which is nothing to take away.
     pub(super) foreign_pins: BTreeSet<Key>,
+    /// How often in a row each registry could not be reached in this pass.
+    pub(super) misses: BTreeMap<String, u32>,
     /// The step that was taken last, and went well.
     pub(super) taken: Option<(Key, Step)>,
     pub(super) handle: Handle,
@@ -149,6 +151,7 @@ impl Daemon {
             asked: BTreeSet::new(),
             waiters: Vec::new(),
             foreign_pins: BTreeSet::new(),
+            misses: BTreeMap::new(),
             taken: None,
             handle,
             worker: None,
@@ -214,6 +217,7 @@ impl Daemon {
     async fn pass_ended(&mut self) {
         self.end_worker().await;
         self.taken = None;
+        self.misses.clear();
         let reachable = self.engines.is_reachable();
         if reachable {
             let now = Timestamp::now();
@@ -305,6 +309,8 @@ impl Daemon {
                 self.notifier.ready();
             }
             Some(News::Ask(Ask::Sync { reference, done })) => {
+                // What was declared a moment ago is meant as well.
+                self.reload();
                 let keys: BTreeSet<Key> = self
                     .declared
                     .images

@@ -74,7 +74,10 @@ impl Control {
     /// Answers until dropped.
     pub async fn serve(self, handle: Handle) {
         let server = Server::new(handle, Surface::Control);
-        serve(server, || async { Ok(self.listener.accept().await?.0) }).await;
+        serve(server, || async {
+            Ok(Box::new(self.listener.accept().await?.0) as Stream)
+        })
+        .await;
     }
 }
 
@@ -109,15 +112,24 @@ impl Scrapes {
     /// Answers `/metrics`, `/healthz` and `/readyz`, and nothing else, until dropped.
     pub async fn serve(self, handle: Handle) {
         let server = Server::new(handle, Surface::Scrapes);
-        serve(server, || async { Ok(self.0.accept().await?.0) }).await;
+        serve(server, || async {
+            Ok(Box::new(self.0.accept().await?.0) as Stream)
+        })
+        .await;
     }
 }
 
+/// A connection of either kind: one type, so that the HTTP server is in the program once.
+type Stream = Box<dyn Duplex>;
+
+trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
+
 /// Accepts and answers; the connections end with it.
-async fn serve<S, F>(server: Server, accept: impl Fn() -> F)
+async fn serve<F>(server: Server, accept: impl Fn() -> F)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    F: Future<Output = io::Result<S>>,
+    F: Future<Output = io::Result<Stream>>,
 {
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -133,7 +145,7 @@ where
             (stream, place) = accepted => match stream {
                 Ok(stream) => {
                     complained = false;
-                    let answered = answer(stream, server.clone());
+                    let answered = answer(stream, server.clone(), HEAD_TIME);
                     connections.spawn(async move {
                         answered.await;
                         drop(place);
@@ -152,17 +164,14 @@ where
 }
 
 /// One connection, one request: nothing is kept open that nobody uses.
-async fn answer<S>(stream: S, server: Server)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn answer(stream: Stream, server: Server, head_time: Duration) {
     let service = service_fn(move |request| {
         let server = server.clone();
         async move { Ok::<_, std::convert::Infallible>(server.answer(&request).await) }
     });
     let ended = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(head_time)
         .max_buf_size(LARGEST_HEAD)
         .max_headers(MOST_HEADERS)
         .keep_alive(false)

@@ -16,7 +16,7 @@ mod stand;
 pub use choose::config_of;
 pub use pin::{Pinned, set_pin};
 pub use previous::{hold_previous, trim};
-pub use prune::{Action, PruneOptions, PrunedRow, prune};
+pub use prune::{Action, PruneOptions, PrunedRow, prune, undeclared_names};
 pub use recheck::{Damage, DamageKind, Report, Sound, Unchecked, Verdict, recheck};
 pub use repair::{Repair, Repaired};
 

@@ -30,12 +30,12 @@ use crate::{
 const MAX_DEPTH: usize = 4;
 
 /// How to prune.
-#[derive(Debug, Clone, Default)]
-pub struct PruneOptions {
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PruneOptions<'a> {
     /// Only say what would be done.
     pub dry_run: bool,
-    /// The names of records that it is time for; `None`: of all.
-    pub only: Option<BTreeSet<String>>,
+    /// Only these records, of those that nothing declares.
+    pub only: Option<&'a BTreeSet<String>>,
 }
 
 /// What is done with a record that nothing declares.
@@ -57,21 +57,28 @@ pub struct PrunedRow {
     pub error: Option<Error>,
 }
 
+/// The names of the records of ours, by creation or by pin, that belong to nothing desired.
+pub async fn undeclared_names(engine: &Engine, desired: &[Desired]) -> Result<Vec<String>> {
+    let all = engine.images(Vec::new()).await?;
+    Ok(undeclared(engine.namespace(), &all, desired)
+        .into_iter()
+        .map(|record| record.name.clone())
+        .collect())
+}
+
 /// Lets go of what none of `desired` declares in the engine's namespace. `desired` must be
 /// all that is declared: what is missing in it is pruned.
 pub async fn prune(
     engine: &Engine,
     desired: &[Desired],
-    options: PruneOptions,
+    options: PruneOptions<'_>,
 ) -> Result<Vec<PrunedRow>> {
     let all = engine.images(Vec::new()).await?;
-    let mut undeclared = undeclared(engine.namespace(), &all, desired);
-    if let Some(only) = &options.only {
-        undeclared.retain(|record| only.contains(&record.name));
-    }
+    let undeclared = undeclared(engine.namespace(), &all, desired);
     let mut users = Users::new(engine);
     let mut rows = Vec::new();
-    for record in undeclared {
+    let is_asked = |record: &&ImageRecord| options.only.is_none_or(|o| o.contains(&record.name));
+    for record in undeclared.into_iter().filter(is_asked) {
         let user = users.of(record).await;
         let (plan, error) = match user {
             Ok(user) => (plan(engine.namespace(), record, user), None),

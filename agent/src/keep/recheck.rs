@@ -5,9 +5,9 @@
 //! own tar, verified by its digest, says something else than the disk. Where nothing can be
 //! proven the report says why.
 
-use std::fmt;
 use std::{
     collections::BTreeSet,
+    fmt,
     path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -115,6 +115,8 @@ pub struct Report {
     pub read: u64,
     /// Whether the image is unpacked for the snapshotter that was looked at.
     pub unpacked: bool,
+    /// Documents and blobs to bring back, whether they are listed or not.
+    pub(super) wanting: BTreeSet<Digest>,
     /// The lowest layer with damaged files, as its place in the chain.
     pub(super) lowest: Option<usize>,
 }
@@ -138,6 +140,9 @@ impl Report {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) {
+        if matches!(kind, DamageKind::Document | DamageKind::Blob) {
+            self.wanting.insert(digest.clone());
+        }
         if self.damage.len() >= MAX_LISTED {
             self.more += 1;
             return;

@@ -9,7 +9,7 @@ use std::{path::Path, time::Duration};
 
 use super::{
     choose::{below, choose},
-    recheck::{Damage, DamageKind, Report, Sound, VIEW, Verdict, recheck},
+    recheck::{Report, Sound, VIEW, Verdict, recheck},
     stand::{Standing, User},
 };
 use crate::{
@@ -282,10 +282,6 @@ impl Repair<'_> {
 
     /// Deletes the damaged blobs and brings them back; bytes that were downloaded.
     async fn blobs(&self, ingest: &Ingest<'_>, image: &Image<'_>, report: &Report) -> Result<u64> {
-        let is = |kind: DamageKind, digest: &Digest| {
-            let found = |damage: &Damage| damage.kind == kind && damage.digest == *digest;
-            report.damage.iter().any(found)
-        };
         let config = &image.manifest.config;
         let documents: Vec<_> = image
             .choice
@@ -301,7 +297,7 @@ impl Repair<'_> {
             let wrong = if report.choice.is_none() {
                 self.engine.read_document(digest).await.is_err()
             } else {
-                is(DamageKind::Document, digest)
+                report.wanting.contains(digest)
             };
             if wrong {
                 damaged.push(document);
@@ -312,7 +308,7 @@ impl Repair<'_> {
             .layers
             .iter()
             .enumerate()
-            .filter(|(_, layer)| is(DamageKind::Blob, &layer.digest))
+            .filter(|(_, layer)| report.wanting.contains(&layer.digest))
             .collect();
         if damaged.is_empty() && layers.is_empty() {
             return Ok(0);

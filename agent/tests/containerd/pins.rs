@@ -3,11 +3,13 @@
 
 use edgepull::{
     containerd::{
-        Engine,
+        Engine, Lease,
         labels::{CRI_PINNED, PINNED, PINNED_BY, PREVIOUS},
+        lease::lease_hash,
+        snapshot::{LayerOf, Prepared},
     },
     keep::{AGENT, Pinned, hold_previous, set_pin, trim},
-    oci::Reference,
+    oci::{ChainId, DiffId, Digest, Reference},
 };
 use jiff::Timestamp;
 
@@ -186,5 +188,34 @@ fn an_earlier_target_survives_until_it_is_let_go_of() {
             assert_eq!(held.len(), 1);
             assert!(held[0].0.ends_with(now.digest.as_str()));
         }
+    });
+}
+
+/// By that repair tells an unpack of ours that was killed from one that runs.
+#[test]
+fn an_unfinished_unpack_leads_to_the_pull_that_it_is_of() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let engine = lab.engine("default").await;
+        let image = TestImage::two_layers(38);
+        let hash = lease_hash("default", "overlayfs", &Digest::of(b"x"));
+        let lease = Lease::acquire(&engine, &hash).await.expect("a lease");
+        let diff_id = DiffId(Digest::of(b"layer"));
+        let chain = ChainId::of_layers(std::slice::from_ref(&diff_id)).remove(0);
+        let of = LayerOf {
+            layer: image.layer(0),
+            diff_id: &diff_id,
+            chain: &chain,
+            parent: None,
+        };
+        let leased = lease.engine().expect("leased");
+        let prepared = leased.prepare_layer("overlayfs", of).await;
+        let Prepared::Active(snapshot) = prepared.expect("prepared") else {
+            panic!("nobody has it");
+        };
+        let holder = engine.holder_of("overlayfs", &snapshot.key).await;
+        assert_eq!(holder.expect("an answer"), Some(hash));
+        let nobody = engine.holder_of("overlayfs", "extract-0-none").await;
+        assert_eq!(nobody.expect("an answer"), None);
     });
 }

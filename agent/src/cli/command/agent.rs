@@ -15,7 +15,7 @@ use crate::{
         session::{Flags, Session},
         worker,
     },
-    desired::{Directory, Read, Source},
+    desired::{Directory, Source},
     error::{Error, Result},
     kind::Kind,
 };
@@ -111,16 +111,6 @@ fn by_systemd(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os(name)?)
         .next()
         .filter(|path| path.is_absolute())
-}
-
-/// What images.d declares for this host.
-pub(crate) fn declared(context: &Context) -> Result<Read> {
-    let places = places(&context.global)?;
-    let text = Config::text(places.config.as_deref())?;
-    let config = Config::of_text(&text, places.config.as_deref())?;
-    let session = Session::new(flags(&context.global), config);
-    let traits = session.traits()?;
-    Ok(Directory::new(&places.images).read(&traits))
 }
 
 /// Reads everything that is configured, and does nothing.

@@ -2,13 +2,19 @@
 
 use serde::Serialize;
 
-use super::super::{Failures, context::Context, output};
+use super::{
+    super::{Failures, context::Context, output},
+    agent::places,
+};
 use crate::{
-    desired::Desired,
+    desired::{Desired, Directory, Source, Traits},
     error::{Error, Result},
     keep::{Action, PruneOptions, PrunedRow, prune},
     kind::Kind,
 };
+
+/// Faults that are named as the reason for doing nothing.
+const SHOWN: usize = 3;
 
 #[derive(Serialize)]
 struct Row<'a> {
@@ -23,16 +29,12 @@ struct Row<'a> {
 pub(crate) async fn run(context: &Context, dry_run: bool) -> Result<Failures> {
     let attached = context.attach().await?;
     let namespace = &attached.profile.namespace;
-    let desired = desired_images(context)?;
-    let rows = prune(
-        &attached.engine,
-        &desired,
-        PruneOptions {
-            dry_run,
-            only: None,
-        },
-    )
-    .await?;
+    let desired = desired_images(context, namespace)?;
+    let options = PruneOptions {
+        dry_run,
+        only: None,
+    };
+    let rows = prune(&attached.engine, &desired, options).await?;
     if context.printer.json() {
         let rows: Vec<Row<'_>> = rows
             .iter()
@@ -76,20 +78,28 @@ fn line(row: &PrunedRow, dry_run: bool) -> String {
 
 /// Everything that is declared. Fails rather than giving a part of it: what is missing
 /// here is removed.
-fn desired_images(context: &Context) -> Result<Vec<Desired>> {
-    let read = super::agent::declared(context)?;
+fn desired_images(context: &Context, namespace: &str) -> Result<Vec<Desired>> {
+    let images = places(&context.global)?.images;
+    let host = context.host()?;
+    let read = Directory::new(&images).read(&Traits {
+        arch: host.architecture.clone(),
+        model: host.machine.clone(),
+        labels: context.config().labels.clone(),
+        namespace: namespace.to_owned(),
+        default_refresh: context.config().default_refresh(),
+    });
     if read.complete {
         return Ok(read.images);
     }
+    // Whatever they are of, all of them end in the same refusal.
     let error = Error::new(
         Kind::Config,
-        "cannot tell what is declared, so nothing is pruned",
+        format_args!("`{}` does not say all that is declared", images.display()),
     )
-    .hint("`edgepull agent --check-config` shows what is wrong");
-    Err(read
-        .faults
-        .iter()
-        .map(|fault| format!("{fault}: {}", fault.causes().join(": ")))
+    .hint("nothing is removed while it is not known what is declared; `edgepull agent --check-config` lists what is wrong");
+    let faults = read.faults.iter().map(|fault| fault.message().to_owned());
+    Err(faults
         .chain(read.notes)
+        .take(SHOWN)
         .fold(error, Error::because))
 }

@@ -336,6 +336,19 @@ async fn events_follow_the_document() {
 }
 
 #[tokio::test]
+async fn who_says_nothing_or_never_ends_is_let_go() {
+    let scene = Scene::new();
+    let server = Server::new(scene.handle.clone(), Surface::Control);
+    for said in ["", "GET /healthz HTTP/1.1\r\nHost: x\r\n"] {
+        let (near, mut far) = UnixStream::pair().expect("a pair");
+        far.write_all(said.as_bytes()).await.expect("sent");
+        let answered = answer(Box::new(near), server.clone(), Duration::from_millis(100));
+        let answered = tokio::time::timeout(Duration::from_secs(5), answered).await;
+        answered.expect("it ends by itself");
+    }
+}
+
+#[tokio::test]
 async fn many_listeners_leave_room_for_questions() {
     let scene = Scene::new();
     scene
