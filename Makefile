@@ -5,7 +5,8 @@
 #   make lint    formatting, clippy, licences and sources, no test
 #   make bench   pulls side by side with containerd's own client
 #   make fuzz    every fuzz target for FUZZ_SECONDS (default 20) seconds
-#   make dist    one static file for each target of cross/targets, into dist/TARGET/, checked
+#   make dist    one static file for each target of cross/targets, into dist/TARGET/, checked;
+#                packages of them, dist/*.deb and dist/*.tar.gz
 #   make reproduce  builds REPRODUCE (default: every target) once more elsewhere and compares
 #   make build   the release binary, target/release/edgepull
 
@@ -30,7 +31,8 @@ demo: deps
 
 dist:
 	cross/build all
-	cd dist && sha256sum */edgepull >SHA256SUMS
+	cross/package all
+	cd dist && sha256sum */edgepull *.deb *.tar.gz >SHA256SUMS
 
 reproduce: dist
 	cross/reproduce $(REPRODUCE)

@@ -37,7 +37,7 @@ impl Agent {
         }
         let agent = Self {
             dir,
-            address: containerd.address().to_owned(),
+            address: containerd.address(),
             process: None,
             program: Lab::get().edgepull(),
         };

@@ -42,6 +42,12 @@ impl Version {
         daemon.parent().expect("a file has a parent").to_path_buf()
     }
 
+    /// config.toml of a daemon without CRI.
+    pub(crate) fn config(self, root: &Path, state: &Path, socket: &Path) -> String {
+        let ttrpc = socket.with_extension("ttrpc");
+        configuration(self, false, root, state, [socket, &ttrpc])
+    }
+
     /// What the program calls itself, such as `1.6.20`.
     pub fn exact(self) -> String {
         let text = process::run(Command::new(self.bin().join("containerd")).arg("--version"))
@@ -110,6 +116,45 @@ impl Setup {
     }
 }
 
+/// The text of config.toml, without what [`Setup::config`] adds.
+fn configuration(
+    version: Version,
+    cri: bool,
+    root: &Path,
+    state: &Path,
+    [grpc, ttrpc]: [&Path; 2],
+) -> String {
+    let mut disabled = vec![
+        "io.containerd.snapshotter.v1.aufs",
+        "io.containerd.snapshotter.v1.blockfile",
+        "io.containerd.snapshotter.v1.btrfs",
+        "io.containerd.snapshotter.v1.devmapper",
+        "io.containerd.snapshotter.v1.erofs",
+        "io.containerd.snapshotter.v1.zfs",
+        "io.containerd.internal.v1.opt",
+        "io.containerd.internal.v1.tracing",
+        "io.containerd.tracing.processor.v1.otlp",
+    ];
+    if !cri {
+        disabled.extend([
+            "io.containerd.grpc.v1.cri",
+            "io.containerd.cri.v1.images",
+            "io.containerd.cri.v1.runtime",
+            "io.containerd.podsandbox.controller.v1.podsandbox",
+            "io.containerd.nri.v1.nri",
+        ]);
+    }
+    format!(
+        "version = {}\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = {disabled:?}\n\
+         [grpc]\naddress = \"{}\"\n[ttrpc]\naddress = \"{}\"\n[debug]\nlevel = \"info\"\n",
+        if version == Version::V2 { 3 } else { 2 },
+        root.display(),
+        state.display(),
+        grpc.display(),
+        ttrpc.display(),
+    )
+}
+
 /// A running daemon of our own. Dropped: killed, with shims, containers, mounts and files.
 #[derive(Debug)]
 pub struct Containerd {
@@ -169,33 +214,13 @@ impl Containerd {
 
     fn configuration(&self) -> String {
         let v2 = self.setup.version == Version::V2;
-        let mut disabled = vec![
-            "io.containerd.snapshotter.v1.aufs",
-            "io.containerd.snapshotter.v1.blockfile",
-            "io.containerd.snapshotter.v1.btrfs",
-            "io.containerd.snapshotter.v1.devmapper",
-            "io.containerd.snapshotter.v1.erofs",
-            "io.containerd.snapshotter.v1.zfs",
-            "io.containerd.internal.v1.opt",
-            "io.containerd.internal.v1.tracing",
-            "io.containerd.tracing.processor.v1.otlp",
-        ];
-        if !self.setup.cri {
-            disabled.extend([
-                "io.containerd.grpc.v1.cri",
-                "io.containerd.cri.v1.images",
-                "io.containerd.cri.v1.runtime",
-                "io.containerd.podsandbox.controller.v1.podsandbox",
-                "io.containerd.nri.v1.nri",
-            ]);
-        }
         let dir = self.dir.path().display();
-        let mut text = format!(
-            "version = {}\nroot = \"{}\"\nstate = \"{dir}/state\"\ndisabled_plugins = {disabled:?}\n\
-             [grpc]\naddress = \"{}\"\n[ttrpc]\naddress = \"{dir}/t.sock\"\n[debug]\nlevel = \"info\"\n",
-            if v2 { 3 } else { 2 },
-            self.root().display(),
-            self.address().display(),
+        let mut text = configuration(
+            self.setup.version,
+            self.setup.cri,
+            &self.root(),
+            &self.dir.path().join("state"),
+            [&self.address(), &self.dir.path().join("t.sock")],
         );
         if self.setup.cri {
             text.push_str("[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n");

@@ -25,6 +25,8 @@
 //! - [`shaped`]: a link with rate, delay and loss between two network namespaces.
 //! - [`image`]: deterministic OCI layouts of every shape the scenarios need.
 //! - [`scene`]: a registry with an image and a daemon, ready to pull; [`on_each_containerd`].
+//! - [`sysbox`]: a machine in namespaces, with systemd, that can lose its power.
+//! - [`device`]: such a machine with the package installed.
 //! - [`tree`]: what a snapshot is made of, to the attribute.
 //! - [`target`]: the files of `dist/`, each on the CPU that it is meant for.
 //! - [`edgepull`]: the program under test: run it, parse its report, weigh it.
@@ -35,6 +37,7 @@
 
 pub mod agent;
 pub mod containerd;
+pub mod device;
 pub mod disk;
 pub mod docker;
 pub mod edgepull;
@@ -49,6 +52,7 @@ pub mod process;
 pub mod registry;
 pub mod scene;
 pub mod shaped;
+pub mod sysbox;
 pub mod target;
 pub mod tls_front;
 pub mod token_server;

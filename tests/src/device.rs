@@ -1,0 +1,263 @@
+//! A machine with the package on it: what a user has after two commands.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::containerd::Version;
+use crate::process::{self, Output, wait_for};
+use crate::sysbox::SysBox;
+use crate::target::Target;
+use crate::tools::Lab;
+
+/// The unit.
+pub const UNIT: &str = "edgepull.service";
+
+/// containerd's namespace on a host without a kubelet.
+pub const NAMESPACE: &str = "default";
+
+/// For tests alone: waits that on a device are tens of seconds.
+const QUICK: &str =
+    "[Service]\nRestartSec=200ms\nWatchdogSec=4s\nTimeoutAbortSec=2s\nTimeoutStopSec=10s\n";
+
+/// The `.deb` for this machine, made of the shipped program (or of `EDGEPULL_BIN`) by
+/// `cross/package`; once for each version and process.
+#[track_caller]
+pub fn package(version: &str) -> PathBuf {
+    static MADE: Mutex<Vec<(String, PathBuf)>> = Mutex::new(Vec::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, file)) = made.iter().find(|(name, _)| name == version) {
+        return file.clone();
+    }
+    let file = build(version);
+    made.push((version.to_owned(), file.clone()));
+    file
+}
+
+#[track_caller]
+fn build(version: &str) -> PathBuf {
+    let target = Target::all()
+        .into_iter()
+        .find(|target| target.triple.starts_with(env::consts::ARCH))
+        .expect("this machine's architecture is in cross/targets");
+    let dist = Lab::get().cache().join("package").join(version);
+    let place = dist.join(&target.triple);
+    let _none = fs::remove_dir_all(&dist);
+    fs::create_dir_all(&place).unwrap_or_else(|e| panic!("cannot make {}: {e}", place.display()));
+    let program = place.join("edgepull");
+    if let Some(named) = env::var_os("EDGEPULL_BIN") {
+        fs::copy(&named, &program).unwrap_or_else(|e| panic!("{}: {e}", named.display()));
+        // Symbols of a debug build would only make the package large; a script has none.
+        let _stripped = process::run(Command::new("strip").arg(&program));
+    } else {
+        fs::copy(target.file(), &program).expect("the shipped file can be copied");
+    }
+    process::run(
+        Command::new(Lab::get().workspace().join("cross/package"))
+            .arg(&target.triple)
+            .env("EDGEPULL_DIST", &dist)
+            .env("EDGEPULL_VERSION", version),
+    )
+    .ok();
+    let mut found = fs::read_dir(&dist)
+        .expect("just made")
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "deb"));
+    found.next().expect("cross/package makes a .deb")
+}
+
+/// The version in `Cargo.toml`.
+pub fn version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| {
+        let text = fs::read_to_string(Lab::get().workspace().join("Cargo.toml")).unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("version = \""));
+        let version = line.and_then(|rest| rest.split('"').next());
+        version.expect("a version").to_owned()
+    })
+}
+
+/// A booted machine with containerd and the installed package. One at a time: a machine that is
+/// busy with a second one makes waits long.
+#[derive(Debug)]
+pub struct Device {
+    /// The machine.
+    pub machine: SysBox,
+    _turn: MutexGuard<'static, ()>,
+}
+
+fn turn() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Device {
+    /// The package is installed, no image is declared.
+    #[track_caller]
+    pub fn start() -> Self {
+        let turn = turn();
+        Self::on(SysBox::start(Version::V1_7), turn)
+    }
+
+    /// The same with so many bytes for all images.
+    #[track_caller]
+    pub fn with_disk(bytes: u64) -> Self {
+        let turn = turn();
+        Self::on(SysBox::with_disk(Version::V1_7, bytes), turn)
+    }
+
+    #[track_caller]
+    fn on(machine: SysBox, turn: MutexGuard<'static, ()>) -> Self {
+        let device = Self {
+            machine,
+            _turn: turn,
+        };
+        device.machine.write(
+            "/etc/systemd/system/edgepull.service.d/quick.conf",
+            QUICK.as_bytes(),
+        );
+        device.install(version());
+        device
+    }
+
+    /// `dpkg -i` of that version.
+    #[track_caller]
+    pub fn install(&self, version: &str) -> Output {
+        let file = package(version);
+        let file = file.to_str().expect("UTF-8");
+        // Nobody pulls the plug while dpkg works; its syncs would cost seconds.
+        let words = ["dpkg", "--force-unsafe-io", "--force-confold", "-i", file];
+        self.machine.run(words).ok()
+    }
+
+    /// Writes a list of images.
+    #[track_caller]
+    pub fn declare(&self, name: &str, references: &[&str]) {
+        let text = references.join("\n") + "\n";
+        self.machine
+            .write(&format!("/etc/edgepull/images.d/{name}.txt"), text);
+    }
+
+    /// `edgepull ARGS…` on the machine.
+    #[track_caller]
+    pub fn edgepull(&self, args: &[&str]) -> Output {
+        let mut words = vec!["edgepull"];
+        words.extend(args);
+        self.machine.run(words)
+    }
+
+    /// `edgepull status -o json`, or null while nobody answers.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let output = self.edgepull(&["status", "--output", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
+    /// What the status says of one image.
+    #[track_caller]
+    pub fn image(&self, reference: &str) -> Value {
+        let status = self.status();
+        let images = status["images"].as_array();
+        let found = images.and_then(|all| all.iter().find(|i| i["reference"] == reference));
+        found.cloned().unwrap_or(Value::Null)
+    }
+
+    /// Waits until the status says so of an image.
+    #[track_caller]
+    pub fn wait_until(
+        &self,
+        what: &str,
+        reference: &str,
+        limit: Duration,
+        mut is: impl FnMut(&Value) -> bool,
+    ) -> Value {
+        let mut last = Value::Null;
+        let end = std::time::Instant::now() + limit;
+        loop {
+            let image = self.image(reference);
+            if is(&image) {
+                return image;
+            }
+            if !image.is_null() {
+                last = image;
+            }
+            assert!(
+                std::time::Instant::now() < end,
+                "{what}: not within {limit:?}; last: {last}"
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until an image is ready.
+    #[track_caller]
+    pub fn wait_ready(&self, reference: &str) -> Value {
+        self.wait_until("ready", reference, Duration::from_secs(60), |image| {
+            image["state"] == "ready"
+        })
+    }
+
+    /// Whether the record of an image has our pin.
+    #[track_caller]
+    pub fn pinned(&self, reference: &str) -> bool {
+        self.labels(reference).contains("io.edgepull.pinned=true")
+    }
+
+    /// What `ctr` prints of an image's record; empty if there is none.
+    #[track_caller]
+    pub fn labels(&self, reference: &str) -> String {
+        let filter = format!("name=={reference}");
+        let listed = self.machine.ctr(NAMESPACE, &["images", "ls", &filter]);
+        let text = listed.text();
+        let line = text.lines().find(|line| line.starts_with(reference));
+        line.unwrap_or_default().to_owned()
+    }
+
+    /// The main process of the daemon.
+    #[track_caller]
+    pub fn main_pid(&self) -> String {
+        self.machine.property(UNIT, "MainPID")
+    }
+
+    /// Waits until the unit is active with another main process than `before`.
+    #[track_caller]
+    pub fn wait_restarted(&self, before: &str) {
+        wait_for("another process", Duration::from_secs(30), || {
+            let now = self.main_pid();
+            now != "0" && now != before && self.machine.property(UNIT, "ActiveState") == "active"
+        });
+    }
+
+    /// Ordinary files without a byte in what was unpacked; the images of these tests have none.
+    #[track_caller]
+    pub fn empty_files(&self) -> Vec<PathBuf> {
+        let snapshots = self
+            .machine
+            .data()
+            .join("io.containerd.snapshotter.v1.overlayfs/snapshots");
+        let mut found = Vec::new();
+        empty_below(&snapshots, &mut found);
+        found
+    }
+}
+
+fn empty_below(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let Ok(meta) = entry.path().symlink_metadata() else {
+            continue;
+        };
+        if meta.is_dir() {
+            empty_below(&entry.path(), found);
+        } else if meta.is_file() && meta.len() == 0 {
+            found.push(entry.path());
+        }
+    }
+}

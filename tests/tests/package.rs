@@ -1,0 +1,237 @@
+//! What `make dist` packs: the same bytes each time, what is in them, and the unit's reasons.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test: a panic with a position is the failure report"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use edgepull_tests::device::version;
+use edgepull_tests::process::{self, Output};
+use edgepull_tests::target::Target;
+use edgepull_tests::tools::{Lab, RunDir};
+
+/// Debian's architectures and the targets whose program is in them.
+const DEBS: [(&str, &str); 3] = [
+    ("amd64", "x86_64-unknown-linux-musl"),
+    ("arm64", "aarch64-unknown-linux-musl"),
+    // Raspberry Pi OS calls ARMv6 so, too.
+    ("armhf", "arm-unknown-linux-musleabihf"),
+];
+
+/// Packages of the shipped programs, made in a place of their own.
+struct Dist {
+    dir: RunDir,
+}
+
+impl Dist {
+    fn make(umask: &str) -> Self {
+        let dir = Lab::get().run_dir("dist");
+        let triples: Vec<String> = Target::all().into_iter().map(|t| t.triple).collect();
+        for triple in &triples {
+            let place = dir.path().join(triple);
+            fs::create_dir(&place).unwrap();
+            fs::copy(Target::named(triple).file(), place.join("edgepull")).unwrap();
+        }
+        // Started elsewhere, with another mask and other temporary files.
+        process::run_within(
+            Command::new("sh")
+                .args(["-c", "umask $1; exec $2 all", "sh", umask])
+                .arg(Lab::get().workspace().join("cross/package"))
+                .current_dir(dir.path())
+                .env("EDGEPULL_DIST", dir.path())
+                .env("TMPDIR", dir.path())
+                .env("LANG", "de_DE.UTF-8"),
+            std::time::Duration::from_secs(300),
+        )
+        .ok();
+        Self { dir }
+    }
+
+    fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        fs::read_dir(self.dir.path())
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.path().is_file())
+            .map(|entry| {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                (name, fs::read(entry.path()).unwrap())
+            })
+            .collect()
+    }
+
+    fn deb(&self, arch: &str) -> PathBuf {
+        self.dir
+            .path()
+            .join(format!("edgepull_{}-1_{arch}.deb", version()))
+    }
+
+    fn unpacked(&self, arch: &str) -> PathBuf {
+        let to = self.dir.path().join(format!("unpacked-{arch}"));
+        dpkg_deb(&["--raw-extract"], &self.deb(arch), Some(&to));
+        to
+    }
+}
+
+#[track_caller]
+fn dpkg_deb(args: &[&str], file: &Path, to: Option<&Path>) -> Output {
+    let mut command = Command::new("dpkg-deb");
+    command.args(args).arg(file);
+    if let Some(to) = to {
+        command.arg(to);
+    }
+    process::run(&mut command).ok()
+}
+
+/// All in one test: making them takes longest.
+#[test]
+fn packages_are_reproducible_and_whole() {
+    let dist = Dist::make("022");
+    let again = Dist::make("077");
+    let (files, others) = (dist.files(), again.files());
+    let names: Vec<&String> = files.keys().collect();
+    assert_eq!(names, others.keys().collect::<Vec<_>>());
+    assert_eq!(names.len(), 4 + 3, "{names:?}");
+    for (name, bytes) in &files {
+        assert!(others[name] == *bytes, "{name} is not the same twice");
+    }
+    drop(again);
+
+    for (arch, triple) in DEBS {
+        contents(&dist, arch, triple);
+    }
+    tarball(&dist);
+    manual_pages(&dist);
+    completions(&dist);
+    lintian(&dist);
+}
+
+fn contents(dist: &Dist, arch: &str, triple: &str) {
+    let field = |name: &str| {
+        let mut command = Command::new("dpkg-deb");
+        process::run(command.arg("--field").arg(dist.deb(arch)).arg(name))
+            .ok()
+            .text()
+    };
+    assert_eq!(field("Architecture"), format!("{arch}\n"));
+    let dir = dist.unpacked(arch);
+    assert!(
+        fs::read(dir.join("usr/bin/edgepull")).unwrap()
+            == fs::read(Target::named(triple).file()).unwrap(),
+        "{arch} is not {triple}"
+    );
+    let conffiles = fs::read_to_string(dir.join("DEBIAN/conffiles")).unwrap();
+    assert_eq!(
+        conffiles,
+        "/etc/edgepull/config.toml\n/etc/edgepull/images.d/example.txt\n"
+    );
+    for path in [
+        "usr/lib/systemd/system/edgepull.service",
+        "usr/lib/sysusers.d/edgepull.conf",
+        "usr/lib/tmpfiles.d/edgepull.conf",
+        "usr/share/man/man1/edgepull.1.gz",
+        "usr/share/man/man5/edgepull-hosts.5.gz",
+        "usr/share/man/man5/edgepull-images.5.gz",
+        "usr/share/doc/edgepull/docs/metrics.md",
+        "usr/share/doc/edgepull/copyright",
+        "usr/share/doc/edgepull/changelog.Debian.gz",
+    ] {
+        assert!(dir.join(path).is_file(), "{arch}: {path}");
+    }
+    // An example declares nothing.
+    let example = fs::read_to_string(dir.join("etc/edgepull/images.d/example.txt")).unwrap();
+    assert!(example.lines().all(|line| line.starts_with('#')));
+    // Everybody may read it: whoever calls the command line, too.
+    let listed = dpkg_deb(&["--contents"], &dist.deb(arch), None).text();
+    for line in listed.lines() {
+        assert!(line.contains(" root/root "), "{line}");
+        let mode = line.split(' ').next().unwrap();
+        assert!(
+            ["drwxr-xr-x", "-rwxr-xr-x", "-rw-r--r--"].contains(&mode),
+            "{line}"
+        );
+    }
+}
+
+fn tarball(dist: &Dist) {
+    let name = format!("edgepull-{}-aarch64-unknown-linux-musl", version());
+    let archive = dist.dir.path().join(format!("{name}.tar.gz"));
+    let listed = process::run(Command::new("tar").arg("-tzf").arg(archive)).ok();
+    for file in [
+        "edgepull",
+        "INSTALL",
+        "LICENSE",
+        "README.md",
+        "config.toml",
+        "images.d/example.txt",
+        "systemd/edgepull.service",
+        "man/edgepull.1",
+        "completions/edgepull.bash",
+    ] {
+        let file = format!("{name}/{file}");
+        assert!(listed.text().lines().any(|line| line == file), "{file}");
+    }
+}
+
+fn lintian(dist: &Dist) {
+    for (arch, _) in DEBS {
+        let said = process::run(
+            Command::new(Lab::get().installed("lintian"))
+                .args(["--allow-root", "--fail-on=error,warning"])
+                .arg(dist.deb(arch))
+                .env("TMPDIR", dist.dir.path()),
+        );
+        assert_eq!(said.code, Some(0), "{}", said.transcript());
+        assert!(!said.text().contains("unused-override"), "{}", said.text());
+    }
+}
+
+fn manual_pages(dist: &Dist) {
+    let dir = dist.dir.path().join("unpacked-amd64/usr/share/man");
+    let mut pages = 0;
+    for section in fs::read_dir(&dir).unwrap().flatten() {
+        for page in fs::read_dir(section.path()).unwrap().flatten() {
+            let shown = process::run(
+                Command::new(Lab::get().installed("man"))
+                    .args(["--warnings", "--local-file"])
+                    .arg(page.path())
+                    .env("LC_ALL", "C.UTF-8")
+                    .env("MANROFFSEQ", "")
+                    .env("MANWIDTH", "80"),
+            )
+            .ok();
+            assert_eq!(shown.stderr, "", "{}", page.path().display());
+            assert!(shown.text().contains("NAME"), "{}", page.path().display());
+            pages += 1;
+        }
+    }
+    assert!(pages >= 3);
+}
+
+fn completions(dist: &Dist) {
+    let file = dist
+        .dir
+        .path()
+        .join("unpacked-amd64/usr/share/bash-completion/completions/edgepull");
+    let script = r#"source "$1" && complete -p edgepull"#;
+    process::run(Command::new("bash").args(["-c", script, "bash"]).arg(file)).ok();
+}
+
+#[test]
+fn every_option_of_the_unit_has_its_reason() {
+    let path = Lab::get().workspace().join("systemd/edgepull.service");
+    let text = fs::read_to_string(path).unwrap();
+    let mut before = "";
+    let mut options = 0;
+    for line in text.lines() {
+        if !line.starts_with('#') && line.contains('=') {
+            assert!(before.starts_with('#'), "no reason above `{line}`");
+            options += 1;
+        }
+        before = line;
+    }
+    assert!(options > 50, "{options} options");
+}
