@@ -70,7 +70,8 @@ impl Daemon {
             let control = Control::bind(&path).expect("bound");
             started.send(()).expect("somebody waits");
             let answering = async {
-                while let Some(Ask::Sync { done, .. }) = asks.recv().await {
+                while let Some(ask) = asks.recv().await {
+                    let (Ask::Sync { done, .. } | Ask::Reload { done }) = ask;
                     board.pass_done(now());
                     let _ = done.send(());
                 }

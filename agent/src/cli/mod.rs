@@ -132,7 +132,7 @@ async fn until_stopped(cli: Cli, printer: Printer) -> Result<Failures> {
 
     // The daemon ends in its own way, and its worker with it.
     if matches!(&cli.verb, Verb::Agent(agent) if !agent.once) {
-        return run(cli, printer).await;
+        return Box::pin(run(cli, printer)).await;
     }
     // Both before any work: until then a signal would end the process without a word.
     let listen = |kind| {
@@ -179,7 +179,7 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
         Verb::Pull(pull) => command::pull::run(&context, &pull).await,
         Verb::Agent(agent) => {
             let global = context.global.clone();
-            command::agent::run(&context, &global, &agent).await
+            Box::pin(command::agent::run(&context, &global, &agent)).await
         }
         Verb::Images { all } => command::images::list(&context, all).await,
         Verb::Rm { references, force } => {

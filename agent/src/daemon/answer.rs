@@ -189,9 +189,11 @@ impl Server {
     }
 
     async fn sync(&self, query: Query) -> Result<Response<Body>> {
-        // What was declared a moment ago counts; what is not is refused now, not when the
-        // pass is done.
-        self.reload().await?;
+        // What is not desired is refused now, not when the pass is done; what was declared a
+        // moment ago counts.
+        if self.handle.document(query.reference.as_deref()).is_err() {
+            self.reload().await?;
+        }
         self.handle.document(query.reference.as_deref())?;
         let done = self.handle.sync(query.reference.clone())?;
         if !query.wait {

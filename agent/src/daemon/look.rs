@@ -92,12 +92,13 @@ impl Daemon {
             return;
         }
         let now = Timestamp::now();
-        let blind: Vec<Key> = self
-            .blind
-            .extract_if(.., |_, until| *until <= now)
-            .map(|(key, _)| key)
-            .collect();
-        self.stale.extend(blind);
+        self.blind.retain(|key, until| {
+            let waits = *until > now;
+            if !waits {
+                self.stale.insert(key.clone());
+            }
+            waits
+        });
         let stale: Vec<Key> = std::mem::take(&mut self.stale).into_iter().collect();
         let mut listings: HashMap<String, Listing> = HashMap::new();
         for (at, key) in stale.iter().enumerate() {
@@ -220,7 +221,7 @@ impl Daemon {
                 }
                 match &remembered.error {
                     Some(error) => {
-                        board.failed_before(&key, error.clone(), remembered.next_try, now)
+                        board.failed_before(&key, error.clone(), remembered.next_try, now);
                     }
                     None => board.waiting(&key, "to be pulled", remembered.next_try, now),
                 }

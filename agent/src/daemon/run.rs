@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -313,6 +314,8 @@ impl Daemon {
                 let _ = done.send(());
             }
             Some(News::Ask(Ask::Sync { reference, done })) => {
+                // What was declared a moment ago is meant as well.
+                self.reload();
                 let keys: BTreeSet<Key> = self
                     .declared
                     .images
@@ -390,18 +393,19 @@ impl Daemon {
         let counts = daemon.counts;
         let mut text = format!("{} of {} images ready", counts.ready, counts.desired);
         if counts.missing_platform > 0 {
-            text.push_str(&format!(
+            let _ = write!(
+                text,
                 ", {} without an image for this host",
                 counts.missing_platform
-            ));
+            );
         }
         if counts.failed > 0 {
-            text.push_str(&format!(", {} failed", counts.failed));
+            let _ = write!(text, ", {} failed", counts.failed);
         }
         if let Some(error) = &daemon.engine_error {
-            text.push_str(&format!("; {}", error.message()));
+            let _ = write!(text, "; {}", error.message());
         } else if let Some(work) = work {
-            text.push_str(&format!("; {work}"));
+            let _ = write!(text, "; {work}");
         }
         self.notifier.status(&text);
     }
@@ -465,7 +469,7 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
         }
         std::future::pending::<()>().await;
     };
-    let scraped = async {
+    let serve_scrapes = async {
         match scrapes {
             Some(scrapes) => scrapes.serve(handle.clone()).await,
             None => std::future::pending().await,
@@ -482,7 +486,7 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
         // What is left in the middle, the next start takes up.
         () = stopped => Ok(()),
         () = control.serve(handle.clone()) => Ok(()),
-        () = scraped => Ok(()),
+        () = serve_scrapes => Ok(()),
         () = ask => Ok(()),
         () = changes => Ok(()),
         () = refused => Ok(()),

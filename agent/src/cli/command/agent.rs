@@ -42,7 +42,7 @@ pub(crate) async fn run(
         )
         .hint("`edgepull check --sysroot DIR` judges images for a recorded host"));
     }
-    let places = places(global)?;
+    let places = places(global);
     let text = Config::text(places.config.as_deref())?;
     let config = Config::of_text(&text, places.config.as_deref())?;
     let session = Session::new(flags, config);
@@ -91,19 +91,19 @@ fn flags(global: &Global) -> Flags {
 
 /// Where the daemon's things are: beside a named configuration, where systemd says, or
 /// where they usually are.
-pub(crate) fn places(global: &Global) -> Result<Places> {
+pub(crate) fn places(global: &Global) -> Places {
     let configuration = match &global.config {
         Some(file) => file.parent().map(Path::to_path_buf).unwrap_or_default(),
         None => by_systemd("CONFIGURATION_DIRECTORY").unwrap_or_else(|| CONFIGURATION.into()),
     };
     let runtime = state_dir();
-    Ok(Places {
+    Places {
         config: global.config.clone(),
         images: configuration.join(IMAGES),
         state: by_systemd("STATE_DIRECTORY").unwrap_or_else(|| STATE.into()),
         socket: runtime.join("edgepull.sock"),
         runtime,
-    })
+    }
 }
 
 /// The first of the directories that systemd made for the unit.

@@ -79,7 +79,7 @@ fn line(row: &PrunedRow, dry_run: bool) -> String {
 /// Everything that is declared. Fails rather than giving a part of it: what is missing
 /// here is removed.
 fn desired_images(context: &Context, namespace: &str) -> Result<Vec<Desired>> {
-    let images = places(&context.global)?.images;
+    let images = places(&context.global).images;
     let host = context.host()?;
     let read = Directory::new(&images).read(&Traits {
         arch: host.architecture.clone(),

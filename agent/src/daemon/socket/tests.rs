@@ -258,7 +258,14 @@ async fn a_wish_reaches_the_loop_and_its_end_whoever_waits() {
     let mut asks = std::mem::replace(&mut scene.asks, nobody);
     let work = async {
         let mut wishes = Vec::new();
-        while let Some(Ask::Sync { reference, done }) = asks.recv().await {
+        while let Some(ask) = asks.recv().await {
+            let (reference, done) = match ask {
+                Ask::Sync { reference, done } => (reference, done),
+                Ask::Reload { done } => {
+                    let _ = done.send(());
+                    continue;
+                }
+            };
             wishes.push(reference);
             match wishes.len() {
                 1 => drop(done),
@@ -274,6 +281,9 @@ async fn a_wish_reaches_the_loop_and_its_end_whoever_waits() {
         wishes
     };
     let asking = async {
+        let error = scene.client().sync(Some("r.example/c:1"), true).await;
+        assert_eq!(error.expect_err("not desired").kind(), Kind::NotFound);
+        scene.client().reload().await.expect("read");
         let asked = scene.client().sync(None, false).await.expect("taken");
         assert_eq!(asked["asked"]["reference"], Value::Null);
         let done = scene.client().sync(Some("r.example/b:1"), true).await;
@@ -284,8 +294,6 @@ async fn a_wish_reaches_the_loop_and_its_end_whoever_waits() {
             error.expect_err("nobody did it").kind(),
             Kind::AgentUnavailable
         );
-        let error = scene.client().sync(Some("r.example/c:1"), true).await;
-        assert_eq!(error.expect_err("not desired").kind(), Kind::NotFound);
     };
     let (wishes, ()) = scene.served(async { tokio::join!(work, asking) }).await;
     let (a, b) = ("r.example/a:1".to_owned(), "r.example/b:1".to_owned());

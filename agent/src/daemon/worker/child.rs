@@ -88,7 +88,7 @@ async fn work(session: impl FnOnce(Config) -> Session) -> Result<()> {
                     Some(event) = voice.queue.recv() => voice.pass(event).await?,
                     _ = tick.tick() => voice.flush(None).await?,
                     // Nobody wants the result of a daemon that is gone.
-                    _ = closed(&mut lines) => return Ok(()),
+                    () = closed(&mut lines) => return Ok(()),
                 }
             }
         };
@@ -240,7 +240,9 @@ impl Bench {
         };
         let now = client.counts();
         let told = std::mem::replace(&mut self.told, now.clone());
-        let requests = since(&now.requests, &told.requests, String::clone);
+        let requests = since(&now.requests, &told.requests, |code: &Option<u16>| {
+            code.map_or_else(|| "error".to_owned(), |status| status.to_string())
+        });
         let bytes = since(&now.bytes, &told.bytes, |origin| origin.as_str().to_owned());
         let quotas = client.quotas().into_iter();
         Spent {
@@ -311,7 +313,7 @@ impl Bench {
             unpack: true,
             room: Some(&room),
         };
-        let pulled = async {
+        let work = async {
             let repo = client.repository(reference);
             let (choice, outcome) = match puller.find(reference, &repo, &want).await? {
                 Found::Present(choice) => {
@@ -339,12 +341,12 @@ impl Bench {
                 warnings,
             })
         };
-        let pulled = Box::pin(pulled).await;
+        let ended = Box::pin(work).await;
         let notices = client.take_notices();
-        match pulled {
-            Ok(mut pulled) => {
-                pulled.warnings.extend(notices);
-                Ok(Done::Pulled(Box::new(pulled)))
+        match ended {
+            Ok(mut done) => {
+                done.warnings.extend(notices);
+                Ok(Done::Pulled(Box::new(done)))
             }
             Err(error) => {
                 let error = notices.into_iter().fold(error, Error::because);
