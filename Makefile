@@ -4,6 +4,7 @@
 #   make test    installs what is missing, builds, lints nothing, runs every test
 #   make lint    formatting, clippy, licences and sources, no test
 #   make bench   pulls side by side with containerd's own client
+#   make soak    hundreds of passes of the daemon with faults at random
 #   make fuzz    every fuzz target for FUZZ_SECONDS (default 20) seconds
 #   make dist    one static file for each target of cross/targets, into dist/TARGET/, checked;
 #                packages of them, dist/*.deb and dist/*.tar.gz
@@ -18,7 +19,7 @@ TOOLS := build/tools
 # What tests/setup unpacked; the tests of the agent look for it in PATH.
 LAB := $(CURDIR)/build/lab
 
-.PHONY: build demo test dist reproduce lint bench fuzz deps clean
+.PHONY: build demo test soak dist reproduce lint bench fuzz deps clean
 
 build: deps
 	$(CARGO) build --release -p edgepull
@@ -47,6 +48,10 @@ test: deps dist
 	$(CARGO) test -p edgepull --test containerd -- --ignored --test-threads=1
 	$(CARGO) test -p edgepull-tests
 	$(CARGO) test -p edgepull-tests --test resume -- --ignored
+
+soak: deps
+	$(CARGO) build -p edgepull
+	$(CARGO) test -p edgepull-tests --test soak -- --ignored --nocapture
 
 lint: $(TOOLS)/bin/cargo-deny
 	$(CARGO) fmt --all -- --check
