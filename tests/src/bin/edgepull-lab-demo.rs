@@ -10,9 +10,11 @@
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use edgepull_tests::agent::Agent;
 use edgepull_tests::containerd::{Containerd, Version};
 use edgepull_tests::image;
 use edgepull_tests::registry::Registry;
+use edgepull_tests::scene::NAMESPACE as AGENTS;
 use edgepull_tests::tools::Lab;
 
 const NAMESPACE: &str = "demo";
@@ -91,7 +93,8 @@ fn main() -> ExitCode {
             &["pull", "--store", &layout, &hello],
             0,
         )
-        && demo.says("And away with it.", &["rm", &hello], 0);
+        && demo.says("And away with it.", &["rm", &hello], 0)
+        && keeps(&daemon, &hello, &mainframe);
     println!(
         "\n{}",
         if good {
@@ -105,6 +108,42 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// The daemon, which is usually systemd's to start.
+fn keeps(daemon: &Containerd, hello: &str, mainframe: &str) -> bool {
+    let mut agent = Agent::new(daemon);
+    println!(
+        "\n# The same by itself, for years: declare images, and a daemon keeps them here.\n\
+         $ printf '%s\\n' {hello} {mainframe} >/etc/edgepull/images.d/mine.txt"
+    );
+    agent.declare("mine.txt", &format!("{hello}\n{mainframe}\n"));
+    agent.start();
+    let says = |agent: &Agent, why: &str, args: &[&str], expected: i32| {
+        println!("\n# {why}\n$ edgepull {}", args.join(" "));
+        let run = agent.call(args).run();
+        print!("{}{}", run.text(), run.output.stderr);
+        run.output.code == Some(expected)
+    };
+    says(
+        &agent,
+        "Until all is here: exit code 3, because one has no image for this host.",
+        &["wait", "--timeout", "60s"],
+        3,
+    ) && says(&agent, "How it stands.", &["status"], 0)
+        && {
+            println!("\n# Somebody removes the image.\n$ ctr images rm {hello}");
+            let removed = daemon.ctr(AGENTS, &["images", "rm", "--sync", hello]);
+            removed.code == Some(0)
+        }
+        && says(&agent, "It comes back.", &["sync", hello], 0)
+        && says(
+            &agent,
+            "And is what it should be, file by file.",
+            &["repair", hello],
+            0,
+        )
+        && agent.stop().output.code == Some(0)
 }
 
 struct Demo {
