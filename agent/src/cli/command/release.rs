@@ -39,6 +39,9 @@ pub(crate) async fn run(context: &Context, dry_run: bool) -> Result<Failures> {
     });
     if profiles.is_empty() {
         output::warn("warning: no container engine answers; pins that are set in one stay in it");
+        output::warn(
+            "hint: ctr -n NAMESPACE images label REF io.edgepull.pinned= io.cri-containerd.pinned=",
+        );
     }
     let mut rows = Vec::new();
     let mut failures = Failures::new();
