@@ -252,11 +252,11 @@ fn leaving_a_host_it_takes_what_is_its_own_and_no_image(version: Version) {
     let records = |namespace: &str| scene.daemon.image_records(namespace);
     let agents = pulled_by_the_daemon(&scene, NAMESPACE, "lab/agents", true);
     let held = pulled_by_the_daemon(&scene, NAMESPACE, "lab/held", false);
-    let hold = [
+    let previous = [
         "io.edgepull.previous=lab/agents:latest",
         "io.edgepull.previous-since=2026-01-01T00:00:00Z",
     ];
-    label(&scene, NAMESPACE, &held, &hold);
+    label(&scene, NAMESPACE, &held, &previous);
     let by_hand = scene.registry.reference("lab/hand", "latest");
     let call = scene.verb("pull").arg(&by_hand).arg("--pin");
     call.run().exits(0);
