@@ -38,9 +38,11 @@ pub(crate) async fn run(context: &Context, dry_run: bool) -> Result<Failures> {
         namespace: None,
     });
     if profiles.is_empty() {
-        output::warn("warning: no container engine answers; pins that are set in one stay in it");
         output::warn(
-            "hint: ctr -n NAMESPACE images label REF io.edgepull.pinned= io.cri-containerd.pinned=",
+            "warning: no container engine answers; pins that edgepull set in one stay in it",
+        );
+        output::warn(
+            "hint: ctr -n NAMESPACE images label REF io.edgepull.pin= io.edgepull.pinned= io.cri-containerd.pinned=",
         );
     }
     let mut rows = Vec::new();
