@@ -93,6 +93,34 @@ pub struct Overrides {
     pub namespace: Option<String>,
 }
 
+/// Every engine that is meant: the one that was named, else all that answer.
+pub fn living(overrides: &Overrides) -> Vec<Profile> {
+    living_with(
+        overrides,
+        |path| UnixStream::connect(path).is_ok(),
+        Path::exists,
+    )
+}
+
+fn living_with(
+    overrides: &Overrides,
+    alive: impl Fn(&Path) -> bool,
+    exists: impl Fn(&Path) -> bool,
+) -> Vec<Profile> {
+    let all: Vec<Profile> = match &overrides.address {
+        Some(_) => choose_with(overrides, &alive, &exists)
+            .into_iter()
+            .collect(),
+        None => KNOWN
+            .iter()
+            .map(|known| profile(known, None, &exists))
+            .collect(),
+    };
+    all.into_iter()
+        .filter(|profile| alive(&profile.address))
+        .collect()
+}
+
 /// Chooses the engine. Several living ones and no `--address` is a question to the
 /// user, never a guess; no living one falls back to the stock socket, whose error
 /// then says that nothing answers there.
@@ -198,6 +226,26 @@ mod tests {
                 .hint_text()
                 .is_some_and(|hint| hint.contains("--address"))
         );
+    }
+
+    #[test]
+    fn all_that_live_are_meant_unless_one_is_named() {
+        let names = |address: Option<&str>, living: &[&str]| -> Vec<&str> {
+            let overrides = Overrides {
+                address: address.map(PathBuf::from),
+                namespace: None,
+            };
+            let alive = |path: &Path| living.iter().any(|start| path.starts_with(start));
+            living_with(&overrides, alive, |_| false)
+                .iter()
+                .map(|profile| profile.name)
+                .collect()
+        };
+        let two = ["/run/containerd", "/run/docker"];
+        assert_eq!(names(None, &two), ["docker", "plain"]);
+        assert!(names(None, &[]).is_empty());
+        assert_eq!(names(Some(STOCK_SOCKET), &two), ["plain"]);
+        assert!(names(Some("/run/k0s/containerd.sock"), &two).is_empty());
     }
 
     #[test]

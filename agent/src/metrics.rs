@@ -6,7 +6,9 @@ mod text;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, OpenOptions, Permissions},
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -310,12 +312,24 @@ fn is_identifier(text: &str) -> bool {
             .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
 }
 
+/// A new file that everybody may read, whatever the umask: `node_exporter` is not root. The
+/// directory may be writable for others, so nothing that is there already is written to.
+fn write_readable(path: &Path, text: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o644))?;
+    file.write_all(text.as_bytes())
+}
+
 /// Writes `text` for `node_exporter`'s textfile collector, which must never see half of it
 /// and reads only names that end in `.prom`.
 pub fn write_textfile(path: &Path, text: &str) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.edgepull"));
-    let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
+    let written = write_readable(&temporary, text).and_then(|()| fs::rename(&temporary, path));
     written.map_err(|error| {
         // It may not be there at all.
         let _ = fs::remove_file(&temporary);

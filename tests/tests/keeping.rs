@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use edgepull_tests::containerd::Version;
-use edgepull_tests::edgepull::Run;
+use edgepull_tests::agent::Agent;
+use edgepull_tests::containerd::{ImageRecord, Version};
+use edgepull_tests::edgepull::{Edgepull, Run};
 use edgepull_tests::image;
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::scene::{NAMESPACE, Scene};
@@ -220,7 +221,115 @@ fn a_pin_says_whose_it_is(version: Version) {
     assert!(!other.contains_key("io.edgepull.pin"), "not ours");
 }
 
+/// `edgepull prune --release` on everything that this containerd has: no namespace is named,
+/// nothing says what is declared.
+fn release(scene: &Scene, args: &[&str]) -> Run {
+    Edgepull::new(["prune", "--release"])
+        .json()
+        .arg("--address")
+        .arg(scene.daemon.address())
+        .args(args)
+        .run()
+}
+
+/// What was done, by namespace and name; names of leases begin with `edgepull-`.
+fn released(run: Run) -> BTreeMap<(String, String), String> {
+    let rows = run.exits(0).elements();
+    rows.iter()
+        .map(|row| {
+            assert_eq!(row["schema"], "edgepull.prune/1");
+            assert_eq!(row["error"], Value::Null, "{row:#}");
+            let text = |key: &str| row[key].as_str().unwrap().to_owned();
+            assert_eq!(row["digest"].is_null(), text("action") == "released");
+            let name = (text("namespace"), text("reference"));
+            (name, text("action"))
+        })
+        .collect()
+}
+
+fn leaving_a_host_it_takes_what_is_its_own_and_no_image(version: Version) {
+    let scene = Scene::new(version, image::hello());
+    let records = |namespace: &str| scene.daemon.image_records(namespace);
+    let agents = pulled_by_the_daemon(&scene, NAMESPACE, "lab/agents", true);
+    let held = pulled_by_the_daemon(&scene, NAMESPACE, "lab/held", false);
+    let previous = [
+        "io.edgepull.previous=lab/agents:latest",
+        "io.edgepull.previous-since=2026-01-01T00:00:00Z",
+    ];
+    label(&scene, NAMESPACE, &held, &previous);
+    let by_hand = scene.registry.reference("lab/hand", "latest");
+    let call = scene.verb("pull").arg(&by_hand).arg("--pin");
+    call.run().exits(0);
+    let theirs = scene.registry.reference("lab/theirs", "latest");
+    scene.daemon.pull(NAMESPACE, &theirs).ok();
+    label(
+        &scene,
+        NAMESPACE,
+        &theirs,
+        &["io.cri-containerd.pinned=pinned"],
+    );
+    pulled_by_the_daemon(&scene, K8S, "lab/agents", true);
+    // A pull that was broken off.
+    let lease = "edgepull-00000000000000000000000000000000-1";
+    let create = ["leases", "create", "--id", lease, "io.edgepull.lease=0"];
+    scene.daemon.ctr(K8S, &create).ok();
+    let create = ["leases", "create", "--id", "edgepull-lookalike"];
+    scene.daemon.ctr(K8S, &create).ok();
+    let all = [records(NAMESPACE), records(K8S)];
+
+    let would = released(release(&scene, &["--dry-run"]));
+    let key = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+    let mut wanted: BTreeMap<(String, String), String> = records(K8S)
+        .iter()
+        .map(|record| (key(K8S, &record.name), "unpinned".to_owned()))
+        .collect();
+    assert_eq!(wanted.len(), 3);
+    for name in [&agents, &held, &by_hand] {
+        wanted.insert(key(NAMESPACE, name), "unpinned".to_owned());
+    }
+    wanted.insert(key(K8S, lease), "released".to_owned());
+    assert_eq!(would, wanted);
+    assert_eq!([records(NAMESPACE), records(K8S)], all, "only said");
+
+    // One namespace, if it is named; then the rest.
+    let one = released(release(&scene, &["--namespace", NAMESPACE]));
+    assert_eq!(one.len(), 3, "{one:?}");
+    assert_eq!(records(K8S), all[1]);
+    let rest = released(release(&scene, &[]));
+    assert_eq!(
+        one.into_iter().chain(rest).collect::<BTreeMap<_, _>>(),
+        wanted
+    );
+
+    let names = |records: &[ImageRecord]| -> Vec<(String, String)> {
+        let pair = |record: &ImageRecord| (record.name.clone(), record.digest.clone());
+        records.iter().map(pair).collect()
+    };
+    for (namespace, before) in [(NAMESPACE, &all[0]), (K8S, &all[1])] {
+        let after = records(namespace);
+        assert_eq!(
+            names(&after),
+            names(before),
+            "no record is deleted or moved"
+        );
+        for record in &after {
+            let is = |key: &str| record.labels.iter().any(|(k, _)| k == key);
+            let gone = [
+                "io.edgepull.pin",
+                "io.edgepull.pinned",
+                "io.edgepull.previous",
+            ];
+            assert!(!gone.iter().any(|key| is(key)), "{record:?}");
+            assert_eq!(is(PINNED), record.name == theirs, "{record:?}");
+        }
+    }
+    let left = scene.daemon.ctr(K8S, &["leases", "ls", "-q"]).ok();
+    assert_eq!(left.text().trim(), "edgepull-lookalike");
+    assert!(released(release(&scene, &[])).is_empty());
+}
+
 on_each_containerd!(
+    leaving_a_host_it_takes_what_is_its_own_and_no_image,
     what_nothing_declares_is_removed,
     what_was_here_before_is_only_unpinned,
     what_a_container_uses_stays,
@@ -240,4 +349,35 @@ fn nothing_is_pruned_while_it_is_not_known_what_is_declared() {
     fs::write(directory.join("broken.toml"), "[[image]\n").unwrap();
     call.run().exits(2);
     assert_eq!(scene.daemon.images(NAMESPACE), [old]);
+}
+
+#[test]
+fn there_is_nothing_to_release_where_no_engine_is() {
+    let run = Edgepull::new(["prune", "--release", "--address", "/nonexistent.sock"]).run();
+    let run = run.exits(0);
+    assert_eq!(run.output.text(), "");
+    assert!(run.output.stderr.contains("no container engine answers"));
+}
+
+#[test]
+fn nothing_is_released_under_a_daemon_that_runs() {
+    let scene = Scene::new(Version::V1_7, image::hello());
+    let mut agent = Agent::new(&scene.daemon);
+    agent.declare("mine.txt", &scene.reference);
+    agent.start();
+    agent.wait_state(&scene.reference, "ready");
+    let refused = agent.call(["prune", "--release"]).run().exits(2);
+    assert!(
+        refused.output.stderr.contains("stop it first"),
+        "{}",
+        refused.output.stderr
+    );
+    agent.stop();
+    let done = agent.call(["prune", "--release"]).run().exits(0);
+    let line = format!(
+        "unpinned {} in {NAMESPACE} (edgepull pinned it)\n",
+        scene.reference
+    );
+    assert_eq!(done.output.text(), line);
+    assert!(!labels(&scene, NAMESPACE, &scene.reference).contains_key("io.edgepull.pin"));
 }

@@ -85,6 +85,9 @@ fn what_is_declared_arrives_and_everybody_can_see_it() {
     device.edgepull(&["wait", "--timeout", "10s"]).ok();
     let status = device.machine.run(["systemctl", "status", UNIT]).ok();
     assert!(status.text().contains("Status: \""), "{}", status.text());
+    // Whoever reads only the text is told of which image it is.
+    let line = format!("{reference}: the image is ready");
+    assert!(status.text().contains(&line), "{}", status.text());
 
     // The socket is the group's, the state nobody's.
     let socket = std::fs::metadata(device.machine.path("/run/edgepull/edgepull.sock")).unwrap();
@@ -108,9 +111,15 @@ fn what_is_declared_arrives_and_everybody_can_see_it() {
     assert_eq!(ask("65534").code, Some(41));
 }
 
+/// One boot for what only looks.
 #[test]
-fn the_unit_is_valid_and_exposes_little() {
+fn the_unit_is_valid_exposes_little_and_hides_no_fact() {
     let device = Device::start();
+    is_valid_and_exposes_little(&device);
+    detect_sees_the_same_host_inside(&device);
+}
+
+fn is_valid_and_exposes_little(device: &Device) {
     let verified = device.machine.run(["systemd-analyze", "verify", UNIT]).ok();
     assert_eq!(verified.stderr, "", "{}", verified.transcript());
     // Exits with 1 above that.
@@ -120,9 +129,7 @@ fn the_unit_is_valid_and_exposes_little() {
         .ok();
 }
 
-#[test]
-fn detect_sees_the_same_host_inside_the_unit() {
-    let device = Device::start();
+fn detect_sees_the_same_host_inside(device: &Device) {
     let path = "/usr/lib/systemd/system/edgepull.service";
     let unit = std::fs::read_to_string(device.machine.path(path)).unwrap();
     let look = unit
@@ -331,6 +338,12 @@ fn upgraded_removed_purged() {
     let reference = registry.reference("lab/app", "latest");
     device.declare("mine", &[&reference]);
     device.wait_ready(&reference);
+    // By hand, in a namespace that no configuration names; and a pull that was broken off.
+    let elsewhere = |args: &[&str]| device.machine.ctr("elsewhere", args).ok().text();
+    let pull = ["-n", "elsewhere", "pull", "--pin", &reference];
+    device.edgepull(&pull).ok();
+    let lease = ["create", "--id", "edgepull-0-1", "io.edgepull.lease=0"];
+    elsewhere(&[&["leases"], &lease[..]].concat());
     let edited = "# edited\n";
     device.machine.write("/etc/edgepull/config.toml", edited);
     let config = || {
@@ -369,8 +382,13 @@ fn upgraded_removed_purged() {
     // The image stays, without our pin.
     assert!(!device.labels(&reference).is_empty());
     assert!(!device.pinned(&reference), "{}", device.labels(&reference));
-    let leases = device.machine.ctr(NAMESPACE, &["leases", "ls"]).ok();
-    assert!(!leases.text().contains("edgepull"), "{}", leases.text());
+    for namespace in [NAMESPACE, "elsewhere"] {
+        let leases = device.machine.ctr(namespace, &["leases", "ls"]).ok();
+        assert!(!leases.text().contains("edgepull"), "{}", leases.text());
+    }
+    let left = elsewhere(&["images", "ls"]);
+    assert!(left.contains(&reference), "{left}");
+    assert!(!left.contains("io.edgepull.pin"), "{left}");
     let failed = device.machine.run(["systemctl", "--failed", "--quiet"]);
     assert_eq!(failed.text(), "");
 }

@@ -184,12 +184,15 @@ Examples:
 
     /// Let go of images that nothing declares any more
     #[command(
-        after_help = "Only what the daemon pulled is removed, and only if no container uses it; in `k8s.io`\nit is unpinned, and removing it is left to kubelet. Images pulled by hand stay."
+        after_help = "Only what the daemon pulled is removed, and only if no container uses it; in `k8s.io`\nit is unpinned, and removing it is left to kubelet. Images pulled by hand stay.\n\n`--release` is for when edgepull leaves the host: every pin that it set, also by hand with\n`pull --pin`, every hold on an earlier target and every lease is taken away, in all namespaces\nof all engines that answer (or of those that --address and --namespace name). What is declared\ndoes not count, and no image is removed. The daemon must not run."
     )]
     Prune {
         /// Only say what would be done
         #[arg(long)]
         dry_run: bool,
+        /// Take all pins and leases of edgepull away instead, and remove nothing
+        #[arg(long)]
+        release: bool,
     },
 
     /// Look deep into images, and heal what a power cut or a failing disk damaged

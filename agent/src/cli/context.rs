@@ -30,6 +30,8 @@ const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) printer: Printer,
+    /// The namespace that this call names, whatever is configured.
+    pub(crate) named_namespace: Option<String>,
     config: Config,
     rate: Option<u64>,
     host: OnceLock<Host>,
@@ -100,6 +102,7 @@ impl Context {
     /// Where a flag is not given, its key in the configuration counts.
     pub(crate) fn new(global: Global, config: Config, printer: Printer) -> Self {
         let mut global = global;
+        let named_namespace = global.namespace.clone();
         global.address = global.address.or_else(|| config.address.clone());
         global.namespace = global.namespace.or_else(|| config.namespace.clone());
         global.snapshotter = global.snapshotter.or_else(|| config.snapshotter.clone());
@@ -107,6 +110,7 @@ impl Context {
         Self {
             global,
             printer,
+            named_namespace,
             config,
             rate: None,
             host: OnceLock::new(),

@@ -185,7 +185,11 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
         Verb::Rm { references, force } => {
             command::images::remove(&context, &references, force).await
         }
-        Verb::Prune { dry_run } => command::prune::run(&context, dry_run).await,
+        Verb::Prune {
+            dry_run,
+            release: false,
+        } => command::prune::run(&context, dry_run).await,
+        Verb::Prune { dry_run, .. } => command::release::run(&context, dry_run).await,
         Verb::Repair(repair) => command::repair::run(&context, &repair).await,
         Verb::Export {
             references,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use containerd_client::services::v1::{
-    ListNamespacesRequest, PluginsRequest, introspection_client::IntrospectionClient,
+    ListNamespacesRequest, Namespace, PluginsRequest, introspection_client::IntrospectionClient,
     namespaces_client::NamespacesClient, version_client::VersionClient,
 };
 use edgepull_platform::{Label, Platform};
@@ -399,8 +399,24 @@ impl Engine {
         Ok((snapshotters, content_root))
     }
 
+    /// The names of all namespaces that something was written to.
+    pub async fn namespaces(&self) -> Result<Vec<String>> {
+        let found = self.list_namespaces().await?;
+        Ok(found.into_iter().map(|namespace| namespace.name).collect())
+    }
+
     async fn namespace_default(&self) -> Result<Option<String>> {
         // List, not Get: a namespace that nothing was written to yet does not exist.
+        Ok(self
+            .list_namespaces()
+            .await?
+            .into_iter()
+            .find(|n| n.name == self.shared.namespace)
+            .and_then(|mut n| n.labels.remove(SNAPSHOTTER_LABEL))
+            .filter(|name| !name.is_empty()))
+    }
+
+    async fn list_namespaces(&self) -> Result<Vec<Namespace>> {
         let message = ListNamespacesRequest::default();
         let answer = self
             .call_once("list namespaces", METADATA, message, |c, r| async move {
@@ -410,12 +426,7 @@ impl Engine {
                     .await
             })
             .await?;
-        Ok(answer
-            .namespaces
-            .into_iter()
-            .find(|n| n.name == self.shared.namespace)
-            .and_then(|mut n| n.labels.remove(SNAPSHOTTER_LABEL))
-            .filter(|name| !name.is_empty()))
+        Ok(answer.namespaces)
     }
 }
 

@@ -281,6 +281,18 @@ impl Engine {
         Ok(None)
     }
 
+    /// The ids of all leases of ours in the namespace, whatever made them.
+    pub async fn our_leases(&self) -> Result<Vec<String>> {
+        let found = self.leases(&format!("labels.\"{LEASE_LABEL}\"")).await?;
+        Ok(found.into_iter().map(|lease| lease.id).collect())
+    }
+
+    /// Deletes a lease of ours, without waiting for a garbage collection; that it is gone
+    /// is as good.
+    pub async fn drop_lease(&self, id: &str) -> Result<()> {
+        self.delete_lease(id, false).await
+    }
+
     /// Makes a lease of full life. That it exists is as good: it is ours by its name.
     async fn create_lease(&self, id: &str, hash: &str) -> Result<()> {
         let until = Timestamp::now()

@@ -7,6 +7,7 @@
 mod catalog;
 
 use std::{
+    borrow::Cow,
     ffi::OsStr,
     fmt::{self, Debug, Write as _},
     io,
@@ -85,7 +86,7 @@ pub fn report(error: &Error, key: Option<&Key>) {
         let _ = write!(text, " (hint: {hint})");
     }
     // Registries and files write into causes.
-    let text = crate::redact::printable(&text, LONGEST);
+    let text = crate::redact::printable(&of_image(key, &text), LONGEST);
     let kind = error.kind().name();
     // tracing wants the level at compile time.
     match (key, error.is_retryable()) {
@@ -114,10 +115,21 @@ pub fn report(error: &Error, key: Option<&Key>) {
     }
 }
 
+/// The text, with the image's name before it unless it says it: `journalctl` and
+/// `systemctl status` show nothing but the text.
+fn of_image<'a>(key: Option<&Key>, text: &'a str) -> Cow<'a, str> {
+    match key {
+        Some(key) if !text.contains(&key.reference) => {
+            Cow::Owned(format!("{}: {text}", key.reference))
+        }
+        _ => Cow::Borrowed(text),
+    }
+}
+
 /// Tells what happened to an image.
 pub fn notice(notice: Notice, key: Option<&Key>, digest: Option<&str>, text: &str) {
     let name = notice.name();
-    let text = crate::redact::printable(text, LONGEST);
+    let text = crate::redact::printable(&of_image(key, text), LONGEST);
     if let Some(Key {
         reference,
         platform,

@@ -9,6 +9,7 @@ pub mod pin;
 pub mod previous;
 pub mod prune;
 pub mod recheck;
+mod release;
 pub mod repair;
 pub mod space;
 mod stand;
@@ -18,6 +19,7 @@ pub use pin::{Pinned, set_pin};
 pub use previous::{hold_previous, trim};
 pub use prune::{Action, PruneOptions, PrunedRow, prune, undeclared_names};
 pub use recheck::{Damage, DamageKind, Report, Sound, Unchecked, Verdict, recheck};
+pub use release::{Released, ReleasedRow, release};
 pub use repair::{Repair, Repaired};
 
 /// Value of `io.edgepull.managed` on what the daemon creates, and of `io.edgepull.pin` on

@@ -109,13 +109,16 @@ pub(super) async fn unpin(engine: &Engine, record: &ImageRecord) -> Result<bool>
 
 /// The labels to take away with the pin (an empty value removes one).
 pub(super) fn without_pin(record: &ImageRecord) -> Option<Labels> {
-    is_ours(record).then(|| {
-        [CRI_PINNED.0, PINNED.0, PINNED_BY]
-            .into_iter()
-            .filter(|key| record.labels.contains_key(*key))
-            .map(|key| (key.to_owned(), String::new()))
-            .collect()
-    })
+    is_ours(record).then(|| pin_labels(record))
+}
+
+/// A pin's labels on the record, to take away.
+pub(super) fn pin_labels(record: &ImageRecord) -> Labels {
+    [CRI_PINNED.0, PINNED.0, PINNED_BY]
+        .into_iter()
+        .filter(|key| record.labels.contains_key(*key))
+        .map(|key| (key.to_owned(), String::new()))
+        .collect()
 }
 
 #[cfg(test)]

@@ -192,6 +192,17 @@ fn a_textfile_is_replaced_as_a_whole() {
     write_textfile(&path, "one\n").expect("written");
     write_textfile(&path, "two\n").expect("written");
     assert_eq!(fs::read_to_string(&path).expect("there"), "two\n");
+    let mode = || fs::metadata(&path).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o644);
+    // A unit may have `UMask=0077`, and somebody else may have put a link where we write.
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let other = dir.path().join("other");
+    std::os::unix::fs::symlink(&other, dir.path().join(".edgepull.prom.edgepull")).expect("made");
+    let written = write_textfile(&path, "three\n");
+    nix::sys::stat::umask(before);
+    written.expect("written");
+    assert_eq!(mode(), 0o644);
+    assert!(!other.exists(), "nothing is written through a link");
     let names: Vec<_> = fs::read_dir(dir.path()).expect("there").flatten().collect();
     assert_eq!(names.len(), 1, "nothing else is left");
     let nowhere = dir.path().join("no/such/edgepull.prom");

@@ -45,6 +45,8 @@ if [ ! -e "$box/booted" ]; then
   rm -rf "$units" "$root"/etc/rc?.d "$root/etc/fstab" "$root/var/lib/edgepull" "$root/etc/edgepull" \
     "$root/etc/containerd" "$root/var/log/journal" "$root/usr/sbin/policy-rc.d"
   mkdir -p "$units"
+  # An index of all manual pages would be made anew with every package.
+  rm -f "$root/var/lib/man-db/auto-update"
   for unit in systemd-udevd.service systemd-udevd-control.socket systemd-udevd-kernel.socket \
     systemd-udev-trigger.service systemd-logind.service getty.target systemd-modules-load.service \
     systemd-sysctl.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount \

@@ -8,6 +8,7 @@ pub(super) mod images;
 pub(super) mod inspect;
 pub(super) mod prune;
 pub(super) mod pull;
+pub(super) mod release;
 pub(super) mod repair;
 mod row;
 pub(super) mod status;

@@ -108,7 +108,7 @@ fn a_notice_has_its_id_and_the_digest() {
         ("MESSAGE_ID", Notice::Ready.message_id()),
         ("EDGEPULL_DIGEST", "sha256:00"),
         ("PRIORITY", "6"),
-        ("MESSAGE", "it is here"),
+        ("MESSAGE", "r.example/a:1: it is here"),
     ] {
         assert_eq!(field(&records[0], name), Some(value));
     }
