@@ -162,11 +162,15 @@ fn a_pin_that_is_undone_again_and_again_is_left_alone() {
             .iter()
             .any(|image| image["error"].to_string().contains("another client"))
     });
-    std::thread::sleep(Duration::from_secs(5));
-    let before = agent.metric("edgepull_reconcile_timestamp_seconds", &[]);
-    std::thread::sleep(Duration::from_secs(3));
-    let after = agent.metric("edgepull_reconcile_timestamp_seconds", &[]);
-    assert_eq!(before, after, "it is quiet");
+    // Each time somebody undoes it would be a pass, several a second; what fails is tried
+    // again at growing intervals.
+    let mut passes = std::collections::BTreeSet::new();
+    let end = Instant::now() + Duration::from_secs(6);
+    while Instant::now() < end {
+        passes.insert(agent.status()["last_pass"].to_string());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(passes.len() <= 4, "{passes:?}");
 }
 
 /// Others' images come and go; none of it is a reason to look at ours.

@@ -67,6 +67,11 @@ impl Engines {
         self.attached.get(namespace)
     }
 
+    /// Whether it was tried to connect the namespace.
+    pub(super) fn knows(&self, namespace: &str) -> bool {
+        self.attached.contains_key(namespace) || self.refused.contains_key(namespace)
+    }
+
     /// Why the namespace is not connected, where it alone is the reason.
     pub(super) fn refusal(&self, namespace: &str) -> Option<&Error> {
         self.refused.get(namespace)
@@ -120,7 +125,7 @@ impl Engines {
         let mut fresh = false;
         for namespace in namespaces {
             let known = match namespace {
-                Some(name) => self.attached.contains_key(name) || self.refused.contains_key(name),
+                Some(name) => self.knows(name),
                 None => !self.attached.is_empty(),
             };
             if known {

@@ -121,10 +121,15 @@ impl Daemon {
             if self.stopping || !self.engines.is_reachable() {
                 return false;
             }
-            self.stale.remove(&key);
             let Some(desired) = self.desired(&key) else {
+                self.stale.remove(&key);
                 continue;
             };
+            // Declared just now, in a namespace that is to be connected first.
+            if !self.engines.knows(&desired.namespace) {
+                return false;
+            }
+            self.stale.remove(&key);
             match self.look(&desired, &mut listings).await {
                 Ok(observed) => {
                     self.blind.remove(&key);
