@@ -40,6 +40,11 @@ pub fn machine(root: &Path) -> Secret {
     Secret::new(parts.join(" "))
 }
 
+/// Which boot of the kernel this is, read below `root`; empty where it cannot be told.
+pub fn boot(root: &Path) -> String {
+    line(&root.join("proc/sys/kernel/random/boot_id")).unwrap_or_default()
+}
+
 /// The first line, if it says anything.
 fn line(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();

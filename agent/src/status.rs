@@ -73,7 +73,7 @@ pub struct Progress {
 }
 
 /// One desired image.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Image {
     /// The name of the image record.
     pub reference: String,
@@ -118,6 +118,15 @@ impl Image {
             last_success: None,
             progress: None,
             error: None,
+        }
+    }
+
+    /// Which one it is.
+    pub fn key(&self) -> Key {
+        Key {
+            reference: self.reference.clone(),
+            platform: self.platform.clone(),
+            namespace: self.namespace.clone(),
         }
     }
 

@@ -114,6 +114,12 @@ impl Agent {
         started.running.id()
     }
 
+    /// Its worker processes.
+    #[track_caller]
+    pub fn workers(&self) -> Vec<u32> {
+        process::children_of(self.pid())
+    }
+
     /// Whether the process is still there.
     pub fn is_running(&mut self) -> bool {
         self.process

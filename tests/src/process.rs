@@ -236,6 +236,19 @@ pub fn users_of(dir: &Path) -> Vec<u32> {
     found
 }
 
+/// The processes that `parent` started, and that are not over.
+pub fn children_of(parent: u32) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let rest = stat.rsplit(')').next().unwrap_or_default();
+            rest.split_whitespace().nth(1) == Some(parent.to_string().as_str())
+        })
+        .filter(|pid| alive(*pid))
+        .collect()
+}
+
 /// Kills everything that works under `dir`, by id, and waits until it is gone.
 pub fn kill_users_of(dir: &Path) {
     let end = Instant::now() + Duration::from_secs(10);

@@ -341,12 +341,12 @@ fn what_was_fetched_survives_kill_9() {
             .image(&scene.reference)
             .is_some_and(|image| image["progress"]["bytes"].as_u64() > Some(SIZE / 2))
     });
-    let pid = agent.pid();
+    let workers = agent.workers();
+    assert_eq!(workers.len(), 1);
     agent.kill();
     wait_for("the worker's end", PATIENCE, || {
-        edgepull_tests::process::users_of(&agent.path("")).is_empty()
+        !edgepull_tests::process::alive(workers[0])
     });
-    assert!(!edgepull_tests::process::alive(pid));
     scene.registry.script([]);
     let before = scene.registry.blob_bytes();
     agent.start();

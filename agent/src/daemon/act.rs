@@ -1,9 +1,9 @@
 //! One step for one image, and what came of it.
 
-use std::{fmt::Write as _, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Duration};
 
 use jiff::Timestamp;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
     journal,
@@ -23,11 +23,39 @@ use crate::{
 
 /// How often the service manager is told how far the work is.
 const TELL: Duration = Duration::from_secs(5);
-/// A registry that could not be reached so often in a row is not asked again in the same
-/// pass: each try takes its patience, and there may be hundreds of images.
+/// A registry that could not be reached so often in a row is not asked for other images for
+/// a moment: each try takes its patience, and there may be hundreds of images.
 const MISSES: u32 = 2;
+/// That moment. A pass may last for hours, and registries come back.
+const MOMENT: Duration = Duration::from_secs(60);
+/// The end of a worker and the word that the daemon is to end, too, come in any order: so
+/// long is listened for the second.
+const LISTEN: Duration = Duration::from_millis(500);
 /// How often pressure is looked at while it is waited for its end.
 const BREATH: Duration = Duration::from_secs(10);
+
+/// How often in a row each registry could not be reached, and when last.
+#[derive(Debug, Default)]
+pub(super) struct Misses(BTreeMap<String, (u32, Instant)>);
+
+impl Misses {
+    /// What came of asking it.
+    fn learn(&mut self, registry: &str, missed: bool, now: Instant) {
+        if missed {
+            let (count, last) = self.0.entry(registry.to_owned()).or_insert((0, now));
+            *count += 1;
+            *last = now;
+        } else {
+            self.0.remove(registry);
+        }
+    }
+
+    fn is_away(&self, registry: &str, now: Instant) -> bool {
+        self.0.get(registry).is_some_and(|(count, last)| {
+            *count >= MISSES && now.saturating_duration_since(*last) < MOMENT
+        })
+    }
+}
 
 impl Daemon {
     /// Takes the step; whatever comes of it, the image has been dealt with for now.
@@ -35,17 +63,12 @@ impl Daemon {
         let Some(desired) = self.desired(key) else {
             return;
         };
-        if self.taken.as_ref() == Some(&(key.clone(), step)) && !self.asked.contains(key) {
+        let undone = self.taken.as_ref() == Some(&(key.clone(), step))
+            || self.disputes.is_futile(key, step, Instant::now());
+        if undone && !self.asked.contains(key) {
             // It was done, and looks as if it had not been: again would be for ever.
-            let error = Error::new(
-                Kind::StoreDamaged,
-                format_args!("`{key}` was brought in order, and is not"),
-            )
-            .because("another client of containerd may undo it, or its store does not keep what it is given")
-            .hint("`edgepull repair` looks closer; `ctr events` shows who changes image records")
-            .retry(true);
             self.taken = None;
-            self.failed(&desired, &error);
+            self.failed(&desired, &undone_by_others(key));
             return;
         }
         let done = match step {
@@ -54,25 +77,33 @@ impl Daemon {
             Step::Pin(on) => self.pin(&desired, on).await,
             Step::Trim => self.trim(&desired).await,
         };
+        self.taken = None;
         match done {
             Ok(true) => {
                 self.memory.succeeded(key, Timestamp::now(), step);
+                self.disputes.done(key, step, Instant::now());
                 self.taken = Some((key.clone(), step));
+                self.suspect.clear(key);
             }
-            // Broken off: the image is not wanted any more, or the daemon stops.
-            Ok(false) => self.taken = None,
+            // Broken off: the image is not wanted any more or otherwise, or the daemon stops.
+            Ok(false) => {
+                self.stale.insert(key.clone());
+                return;
+            }
             Err(error) if error.kind() == Kind::ContainerdUnavailable => {
-                self.taken = None;
+                if self.suspect.lost(key, step) {
+                    self.failed(&desired, &error);
+                    self.asked.remove(key);
+                }
                 self.engine_lost(error);
                 return;
             }
-            Err(error) => {
-                self.taken = None;
-                self.failed(&desired, &error);
-            }
+            Err(error) => self.failed(&desired, &error),
         }
         if matches!(step, Step::Pull(_)) {
-            self.answered(key);
+            // Whoever waits for it hears of it when the image has been looked at.
+            self.asked.remove(key);
+            self.dealt.insert(key.clone());
         }
     }
 
@@ -84,7 +115,6 @@ impl Daemon {
         journal::report(error, Some(&key));
         // What is there is looked at again, and with it goes what was said of it.
         self.stale.insert(key);
-        self.save();
     }
 
     async fn pull(&mut self, desired: &Desired, why: Why) -> Result<bool> {
@@ -93,21 +123,15 @@ impl Daemon {
         }
         let key = desired.key();
         let registry = desired.reference.repository().domain().to_owned();
-        if self
-            .misses
-            .get(&registry)
-            .is_some_and(|misses| *misses >= MISSES)
-        {
+        if why != Why::Asked && self.misses.is_away(&registry, Instant::now()) {
             return Err(away(desired, &registry));
         }
         let begun = Instant::now();
         let (done, spent) = self.run(desired, Work::Pull).await;
         self.count(desired, &spent);
-        match &done {
-            Err(error) if error.kind() == Kind::Unavailable => {
-                *self.misses.entry(registry).or_default() += 1;
-            }
-            _ => drop(self.misses.remove(&registry)),
+        let missed = matches!(&done, Err(error) if error.kind() == Kind::Unavailable);
+        if !matches!(done, Ok(None)) {
+            self.misses.learn(&registry, missed, Instant::now());
         }
         match done {
             Ok(Some(Done::Pulled(pulled))) => {
@@ -183,6 +207,8 @@ impl Daemon {
             for damage in &found.damage {
                 let _ = write!(text, "; {damage}");
             }
+            // Names of files are their image's publisher's.
+            let text = crate::redact::printable(&text, 4000);
             tracing::warn!(reference = key.reference, platform = key.platform, "{text}");
         }
         self.stale.insert(key);
@@ -229,7 +255,8 @@ impl Daemon {
         Ok(true)
     }
 
-    /// Has a worker do it. `None`: broken off, because it is not wanted any more.
+    /// Has a worker do it. `None`: broken off, because it is not wanted any more, or not by
+    /// the settings that it was begun with, or because the daemon stops.
     async fn run(&mut self, desired: &Desired, work: Work) -> (Result<Option<Done>>, Spent) {
         let key = desired.key();
         let mut worker = match self.worker().await {
@@ -244,6 +271,7 @@ impl Daemon {
             pin: desired.pin,
             keep_previous: desired.keep_previous,
         };
+        let generation = self.generation;
         let board = self.handle.board.clone();
         board.pulling(&key, Timestamp::now());
         let mut tick = interval(TELL);
@@ -256,11 +284,11 @@ impl Daemon {
                     ended = &mut run => break Some(ended),
                     news = self.news.recv() => {
                         self.heed(news);
-                        if self.stopping || !self.is_desired(&key) {
+                        if self.is_over(&key, generation) {
                             break None;
                         }
                     }
-                    change = self.engines.change() => self.note(change),
+                    change = self.engines.change() => drop(self.note(change)),
                     _ = tick.tick() => self.say_status(Some(&self.progress(&key))),
                 }
             }
@@ -270,15 +298,28 @@ impl Daemon {
             drop(worker);
             return (Ok(None), Spent::default());
         };
-        if worker.is_alive() {
+        if worker.is_usable() {
             self.worker = Some(worker);
+        } else if ended.is_err() {
+            // A service manager, or a terminal, sends its signal to both processes.
+            while let Ok(news) = timeout(LISTEN, self.news.recv()).await {
+                self.heed(news);
+                if self.is_over(&key, generation) {
+                    return (Ok(None), spent);
+                }
+            }
         }
         (ended.map(Some), spent)
     }
 
+    /// Whether what is being done for the image is of no use any more.
+    fn is_over(&self, key: &Key, generation: u32) -> bool {
+        self.stopping || self.generation != generation || !self.is_desired(key)
+    }
+
     async fn worker(&mut self) -> Result<Worker> {
         if let Some(mut worker) = self.worker.take()
-            && worker.is_alive()
+            && worker.is_usable()
         {
             return Ok(worker);
         }
@@ -313,26 +354,46 @@ impl Daemon {
     }
 
     /// Waits while the host has no memory or disk to spare, but not for ever: pressure that
-    /// does not end is how this host is. `false` if the daemon stops meanwhile.
+    /// does not end is how this host is. `false` if there is something else to do meanwhile.
     async fn calm(&mut self) -> bool {
         let end = Instant::now() + pressure::LONGEST_PAUSE;
-        loop {
+        let generation = self.generation;
+        while !self.pressed {
             let reason = Pressure::read(Path::new("/")).reason();
             self.handle.board.paused(reason.as_deref());
-            if reason.is_none() || Instant::now() >= end {
-                self.handle.board.paused(None);
+            if reason.is_none() {
                 return true;
+            }
+            self.pressed = Instant::now() >= end;
+            if self.pressed {
+                break;
             }
             tokio::select! {
                 news = self.news.recv() => self.heed(news),
-                change = self.engines.change() => self.note(change),
+                change = self.engines.change() => drop(self.note(change)),
                 () = sleep(BREATH) => {}
             }
-            if self.stopping {
+            let other = self.stopping || self.generation != generation || !self.asked.is_empty();
+            if other || !self.engines.is_reachable() {
+                self.handle.board.paused(None);
                 return false;
             }
         }
+        self.handle.board.paused(None);
+        true
     }
+}
+
+fn undone_by_others(key: &Key) -> Error {
+    Error::new(
+        Kind::StoreDamaged,
+        format_args!("`{key}` was brought in order, and is not"),
+    )
+    .because(
+        "another client of containerd may undo it, or its store does not keep what it is given",
+    )
+    .hint("`edgepull repair` looks closer; `ctr events` shows who changes image records")
+    .retry(true)
 }
 
 /// What is not asked of a registry that does not answer.
@@ -353,4 +414,26 @@ fn unexpected() -> Error {
         Kind::Internal,
         "a worker process did something else than its job",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_that_is_away_is_asked_again_after_a_moment() {
+        let mut misses = Misses::default();
+        let start = Instant::now();
+        misses.learn("r.example", true, start);
+        assert!(!misses.is_away("r.example", start), "once is no reason");
+        misses.learn("r.example", true, start);
+        assert!(misses.is_away("r.example", start));
+        assert!(!misses.is_away("other.example", start));
+        assert!(!misses.is_away("r.example", start + MOMENT));
+        // It did not answer again: another moment.
+        misses.learn("r.example", true, start + MOMENT);
+        assert!(misses.is_away("r.example", start + MOMENT));
+        misses.learn("r.example", false, start + MOMENT);
+        assert!(!misses.is_away("r.example", start + MOMENT));
+    }
 }

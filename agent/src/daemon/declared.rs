@@ -54,9 +54,13 @@ impl Daemon {
                     self.declared.config = text;
                     self.session.configure(config);
                     self.settings = self.session.config().timing(self.session.machine());
-                    // Its engine may be another one.
+                    // Its engine may be another one, and what is being done is done by the
+                    // settings before.
+                    self.generation = self.generation.wrapping_add(1);
                     self.engines.forget();
                     self.observed.clear();
+                    self.blind.clear();
+                    self.foreign_pins.clear();
                     self.worker = None;
                     journal::notice(Notice::Reloaded, None, None, "the configuration was read");
                 }
@@ -99,12 +103,14 @@ impl Daemon {
             self.memory.forget(&desired, Timestamp::now());
         }
         self.observed.retain(|key, _| desired.contains(key));
+        self.blind.retain(|key, _| desired.contains(key));
+        self.foreign_pins.retain(|key| desired.contains(key));
         // Whoever waits for what is not wanted any more would wait for ever.
         for key in self.asked.difference(&desired).cloned().collect::<Vec<_>>() {
             self.answered(&key);
         }
         for key in &desired {
-            if !self.observed.contains_key(key) {
+            if !self.observed.contains_key(key) && !self.blind.contains_key(key) {
                 self.stale.insert(key.clone());
             }
         }

@@ -8,18 +8,56 @@ use super::session::{Attached, Session};
 use crate::{
     containerd::events::{Change, Changes},
     error::{Error, Result},
+    kind::Kind,
 };
 
 /// Waits between tries to reach an engine that does not answer.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
+/// A connection that held for so long was a good one: the first try after it is made at
+/// once, since the engine may only have been restarted.
+const STABLE: Duration = Duration::from_secs(30);
+
+/// When the engine is tried again. An engine that answers, and goes again a moment later, is
+/// left alone for longer each time, as one is that does not answer at all.
+#[derive(Debug, Default)]
+struct Pace {
+    tries: u32,
+    since: Option<Instant>,
+}
+
+impl Pace {
+    fn connected(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// How long to wait before the next try.
+    fn lost(&mut self, now: Instant) -> Duration {
+        let held = self
+            .since
+            .take()
+            .is_some_and(|since| now.saturating_duration_since(since) >= STABLE);
+        if held {
+            self.tries = 0;
+            return Duration::ZERO;
+        }
+        let wait = FIRST
+            .saturating_mul(2_u32.saturating_pow(self.tries.min(16)))
+            .min(LONGEST);
+        self.tries = self.tries.saturating_add(1);
+        wait
+    }
+}
 
 /// The engine as the loop knows it.
 #[derive(Debug, Default)]
 pub(super) struct Engines {
     attached: BTreeMap<String, Attached>,
+    /// Namespaces that cannot be used, though the engine answers: no reason to do without
+    /// the others.
+    refused: BTreeMap<String, Error>,
     error: Option<Error>,
-    tries: u32,
+    pace: Pace,
     retry: Option<Instant>,
     changes: Option<Changes>,
 }
@@ -27,6 +65,21 @@ pub(super) struct Engines {
 impl Engines {
     pub(super) fn get(&self, namespace: &str) -> Option<&Attached> {
         self.attached.get(namespace)
+    }
+
+    /// Whether it was tried to connect the namespace.
+    pub(super) fn knows(&self, namespace: &str) -> bool {
+        self.attached.contains_key(namespace) || self.refused.contains_key(namespace)
+    }
+
+    /// Why the namespace is not connected, where it alone is the reason.
+    pub(super) fn refusal(&self, namespace: &str) -> Option<&Error> {
+        self.refused.get(namespace)
+    }
+
+    /// What could not be used may be usable by now.
+    pub(super) fn reconsider(&mut self) {
+        self.refused.clear();
     }
 
     pub(super) fn namespaces(&self) -> impl Iterator<Item = &str> {
@@ -72,7 +125,7 @@ impl Engines {
         let mut fresh = false;
         for namespace in namespaces {
             let known = match namespace {
-                Some(name) => self.attached.contains_key(name),
+                Some(name) => self.knows(name),
                 None => !self.attached.is_empty(),
             };
             if known {
@@ -84,14 +137,22 @@ impl Engines {
                         .insert(attached.engine.namespace().to_owned(), attached);
                     fresh = true;
                 }
-                Err(error) => {
-                    self.lost(error);
-                    return false;
-                }
+                Err(error) => match namespace {
+                    Some(name)
+                        if error.kind() != Kind::ContainerdUnavailable
+                            && !self.attached.is_empty() =>
+                    {
+                        self.refused.insert(name.clone(), error);
+                    }
+                    _ => {
+                        self.lost(error);
+                        return false;
+                    }
+                },
             }
         }
         self.retry = None;
-        self.tries = 0;
+        self.pace.connected(Instant::now());
         self.error = None;
         if (fresh || self.changes.is_none())
             && let Some(attached) = self.any()
@@ -104,20 +165,23 @@ impl Engines {
 
     /// It does not answer (any more).
     pub(super) fn lost(&mut self, error: Error) {
-        self.forget();
+        self.drop_all();
         self.error = Some(error);
-        let wait = FIRST
-            .saturating_mul(2_u32.saturating_pow(self.tries.min(16)))
-            .min(LONGEST);
-        self.tries += 1;
-        self.retry = Some(Instant::now() + wait);
+        let now = Instant::now();
+        self.retry = Some(now + self.pace.lost(now));
     }
 
-    /// Drops what is connected; the next look connects again.
+    /// Another engine may be meant: drops what is connected; the next look connects again.
     pub(super) fn forget(&mut self) {
-        self.attached.clear();
-        self.changes = None;
+        self.drop_all();
         self.retry = None;
+        self.pace = Pace::default();
+    }
+
+    fn drop_all(&mut self) {
+        self.attached.clear();
+        self.refused.clear();
+        self.changes = None;
     }
 
     /// The next change of an image record; an error is the end of the connection. Never,
@@ -127,5 +191,39 @@ impl Engines {
             Some(changes) => changes.next().await,
             None => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_comes_and_goes_is_left_alone_for_longer_each_time() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        let waits: Vec<u64> = (0..8)
+            .map(|round| {
+                let now = start + Duration::from_secs(round);
+                pace.connected(now);
+                pace.lost(now + Duration::from_millis(10)).as_secs()
+            })
+            .collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30, 30]);
+        // One that does not answer at all waits as long.
+        assert_eq!(pace.lost(start), LONGEST);
+    }
+
+    #[test]
+    fn one_that_was_there_for_long_is_tried_at_once_and_once() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        pace.lost(start);
+        pace.lost(start);
+        pace.connected(start);
+        // Also while further namespaces are connected later.
+        pace.connected(start + STABLE);
+        assert_eq!(pace.lost(start + STABLE), Duration::ZERO);
+        assert_eq!(pace.lost(start + STABLE), FIRST);
     }
 }

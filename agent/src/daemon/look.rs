@@ -10,6 +10,7 @@ use super::{
     run::Daemon,
 };
 use crate::{
+    clock,
     containerd::events::{Change, ChangeKind},
     desired::{Desired, Key},
     error::{Error, Result},
@@ -19,15 +20,31 @@ use crate::{
     status::{Engine, Ready, State},
 };
 
+/// An image that could not be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Blind {
+    /// When that is tried again.
+    pub(super) until: Timestamp,
+    failures: u32,
+}
+
 /// A new subscription misses what happened while it was set up.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
 
 impl Daemon {
     /// Connects to what is not connected, and says how it stands.
     pub(super) async fn attach(&mut self) {
+        let prunes = self.session.config().prune_after().is_some();
         let mut namespaces: Vec<Option<String>> = vec![None];
         for desired in &self.declared.images {
             let name = Some(desired.namespace.clone());
+            if !namespaces.contains(&name) {
+                namespaces.push(name);
+            }
+        }
+        // What is to be pruned may be in one that nothing is declared for any more.
+        for key in self.memory.undesired().filter(|_| prunes) {
+            let name = Some(key.namespace.clone());
             if !namespaces.contains(&name) {
                 namespaces.push(name);
             }
@@ -78,54 +95,89 @@ impl Daemon {
 
     /// The engine is gone; nothing is known of what it has until it is back.
     pub(super) fn engine_lost(&mut self, error: Error) {
-        tracing::debug!(%error, "the engine is gone");
+        journal::report(&error, None);
         self.engines.lost(error);
         self.observed.clear();
+        // Nobody looks before it is back, and then everything is looked at.
+        self.blind.clear();
         self.stale_all();
         self.tell_engine();
     }
 
-    /// Looks at what is not known, and writes it down for those who ask.
-    pub(super) async fn observe(&mut self) {
+    /// Looks at what is not known, and writes it down for those who ask. `false` if that was
+    /// broken off, and is to be begun again.
+    pub(super) async fn observe(&mut self) -> bool {
         if !self.engines.is_reachable() {
             self.wait_for_engine();
-            return;
+            return true;
         }
         let now = Timestamp::now();
-        self.blind.retain(|key, until| {
-            let waits = *until > now;
-            if !waits {
-                self.stale.insert(key.clone());
-            }
-            waits
-        });
-        let stale: Vec<Key> = std::mem::take(&mut self.stale).into_iter().collect();
+        let over = self.blind.iter().filter(|(_, blind)| blind.until <= now);
+        self.stale.extend(over.map(|(key, _)| key.clone()));
         let mut listings: HashMap<String, Listing> = HashMap::new();
-        for (at, key) in stale.iter().enumerate() {
-            let Some(desired) = self.desired(key) else {
+        while let Some(key) = self.stale.first().cloned() {
+            // Thousands of images take a while to look at; whoever asks meanwhile is heard.
+            self.drain();
+            if self.stopping || !self.engines.is_reachable() {
+                return false;
+            }
+            let Some(desired) = self.desired(&key) else {
+                self.stale.remove(&key);
                 continue;
             };
+            // Declared just now, in a namespace that is to be connected first.
+            if !self.engines.knows(&desired.namespace) {
+                return false;
+            }
+            self.stale.remove(&key);
             match self.look(&desired, &mut listings).await {
-                Ok(observed) => self.seen(&desired, observed),
+                Ok(observed) => {
+                    self.blind.remove(&key);
+                    self.seen(&desired, observed);
+                }
                 Err(error) if error.kind() == Kind::ContainerdUnavailable => {
-                    self.stale.extend(stale[at..].iter().cloned());
                     self.engine_lost(error);
                     self.wait_for_engine();
-                    return;
+                    return true;
                 }
-                // Of this image alone nothing can be said.
-                Err(error) => {
-                    let now = Timestamp::now();
-                    self.observed.remove(key);
-                    self.memory.failed(key, now, &error, &self.settings);
-                    journal::report(&error, Some(key));
-                    let next = self.memory.get(key).and_then(|known| known.next_try);
-                    self.handle.board.failed(key, &error, next, now);
-                    self.answered(key);
-                    self.blind.insert(key.clone(), next.unwrap_or(now));
-                }
+                Err(error) => self.unseen(&key, &error),
             }
         }
+        true
+    }
+
+    /// Of this image alone nothing can be said now. That is no failure of a step, so it is
+    /// not remembered as one: the next look that says something ends it.
+    pub(super) fn unseen(&mut self, key: &Key, error: &Error) {
+        let now = Timestamp::now();
+        self.observed.remove(key);
+        let failures = self
+            .blind
+            .get(key)
+            .map_or(1, |blind| blind.failures.saturating_add(1));
+        let wait = self.settings.backoff.wait(
+            failures,
+            error,
+            !clock::plausible(now),
+            &self.settings.jitter,
+            &key.to_string(),
+        );
+        let until = now.checked_add(wait).unwrap_or(Timestamp::MAX);
+        self.blind.insert(key.clone(), Blind { until, failures });
+        journal::report(error, Some(key));
+        // What was here is most likely here still.
+        if self.is_ready_on_board(key) {
+            let board = &self.handle.board;
+            board.refresh_failed(key, error, Some(until), now);
+        } else {
+            self.handle.board.failed(key, error, Some(until), now);
+        }
+        self.answered(key);
+    }
+
+    fn is_ready_on_board(&self, key: &Key) -> bool {
+        let image = self.handle.board.image(key);
+        image.is_some_and(|image| image.state == State::Ready)
     }
 
     async fn look(
@@ -134,9 +186,11 @@ impl Daemon {
         listings: &mut HashMap<String, Listing>,
     ) -> Result<Observed> {
         let attached = self.engines.get(&desired.namespace).ok_or_else(|| {
-            Error::new(
-                Kind::ContainerdUnavailable,
-                format_args!("namespace `{}` is not connected", desired.namespace),
+            let refusal = self.engines.refusal(&desired.namespace).cloned();
+            let why = format_args!("cannot use namespace `{}`", desired.namespace);
+            refusal.map_or_else(
+                || Error::new(Kind::ContainerdUnavailable, why).because("it is not connected"),
+                |error| error.during(why),
             )
         })?;
         let want = self.session.want(attached, &desired.platform)?;
@@ -167,7 +221,12 @@ impl Daemon {
     fn seen(&mut self, desired: &Desired, observed: Observed) {
         let key = desired.key();
         let now = Timestamp::now();
+        if desired.pin {
+            // What is found on it from now on may be ours.
+            self.foreign_pins.remove(&key);
+        }
         let board = &self.handle.board;
+        let shown = board.image(&key);
         let before = self.observed.get(&key);
         let unknown = Remembered::default();
         let remembered = self.memory.get(&key).unwrap_or(&unknown);
@@ -184,9 +243,16 @@ impl Daemon {
                 "somebody took the image or its pin away; it comes back",
             );
         }
-        match &observed.target {
-            Some(digest) if observed.complete => {
-                if before.is_none_or(|before| !is_here(before)) {
+        match (&observed.target, &remembered.error) {
+            (Some(_), Some(error)) if observed.complete && is_damaged(remembered) => {
+                board.failed_before(&key, error.clone(), remembered.next_try, now);
+            }
+            (Some(digest), _) if observed.complete => {
+                // An engine that was away brings no news with what it still has.
+                let known = shown.is_some_and(|shown| {
+                    shown.state == State::Ready && shown.digest.as_ref() == Some(digest)
+                });
+                if !known {
                     journal::notice(
                         Notice::Ready,
                         Some(&key),
@@ -204,22 +270,16 @@ impl Daemon {
                         .map(|attached| attached.snapshotter.clone()),
                 };
                 board.ready(&key, ready, remembered.next_try, now);
-                let error = remembered.error.clone();
-                if let Some(error) =
-                    error.and_then(|json| serde_json::from_value::<Error>(json).ok())
-                {
+                let error = remembered.error.as_ref();
+                if let Some(error) = error.and_then(Error::from_json) {
                     board.refresh_failed(&key, &error, remembered.next_try, now);
                 }
             }
-            _ => {
-                let was_ready = board
-                    .images()
-                    .iter()
-                    .any(|image| image.is(&key) && image.state == State::Ready);
-                if was_ready {
+            (_, error) => {
+                if shown.is_some_and(|shown| shown.state == State::Ready) {
                     board.lost(&key, "it is not all there any more", now);
                 }
-                match &remembered.error {
+                match error {
                     Some(error) => {
                         board.failed_before(&key, error.clone(), remembered.next_try, now);
                     }
@@ -231,35 +291,44 @@ impl Daemon {
         self.observed.insert(key, observed);
     }
 
+    /// What failed before stays what it was: an engine that is away says nothing about a
+    /// registry.
     fn wait_for_engine(&self) {
         let now = Timestamp::now();
-        for desired in &self.declared.images {
-            self.handle.board.waiting(
-                &desired.key(),
-                "the container engine does not answer",
-                None,
-                now,
-            );
+        for image in self.handle.board.images() {
+            if !matches!(image.state, State::Failed | State::MissingPlatform) {
+                let key = image.key();
+                let why = "the container engine does not answer";
+                self.handle.board.waiting(&key, why, None, now);
+            }
         }
     }
 
-    /// Somebody changed an image record; perhaps we did.
-    pub(super) fn note(&mut self, change: Result<Change>) {
+    /// Somebody changed an image record; perhaps we did. Whether that has to do with us.
+    pub(super) fn note(&mut self, change: Result<Change>) -> bool {
         let change = match change {
             Ok(change) => change,
             Err(error) => {
                 self.engine_lost(error);
-                // It may only have been restarted.
-                self.engines.try_now();
-                return;
+                return true;
             }
         };
+        let mut counts = false;
         for desired in &self.declared.images {
             if desired.namespace == change.namespace && concerns(&change, desired) {
                 self.stale.insert(desired.key());
+                counts = true;
             }
         }
+        counts
     }
+}
+
+/// Whether the last comparison of the image with its layers found it damaged, and it could
+/// not be mended: its records are all there, and it must not be called ready.
+fn is_damaged(remembered: &Remembered) -> bool {
+    let error = remembered.error.as_ref().and_then(Error::from_json);
+    remembered.recheck && error.is_some_and(|error| error.kind() == Kind::StoreDamaged)
 }
 
 /// Whether a changed record may belong to the image: its own, that of its digest, or, where

@@ -4,6 +4,7 @@ mod act;
 mod answer;
 pub mod client;
 mod declared;
+mod dispute;
 mod engines;
 mod handle;
 mod host_document;
@@ -14,8 +15,10 @@ mod patience;
 mod pruning;
 mod refusals;
 mod run;
+mod saving;
 pub mod session;
 pub mod socket;
+mod start;
 mod state_lock;
 mod stream;
 pub mod watch;
@@ -25,7 +28,8 @@ pub use self::{
     handle::{Ask, Handle},
     host_document::{EngineRow, HostDocument},
     refusals::count_refusals,
-    run::{Places, once, run},
+    run::Places,
+    start::{once, run},
 };
 
 /// Where the daemon is asked.

@@ -22,8 +22,11 @@ impl Daemon {
     /// everything that is declared could be read: the rest is not undeclared, but unknown.
     pub(super) async fn prune(&mut self) {
         let Some(after) = self.session.config().prune_after() else {
+            self.memory.keep_undesired(|_| false);
             return;
         };
+        // Records have no platform, and those of this pass say since when.
+        self.memory.keep_undesired(|key| key.platform == ANY);
         if !self.declared.complete {
             return;
         }
@@ -82,7 +85,9 @@ impl Daemon {
                 journal::report(error, None);
             }
             if row.action != Action::Kept {
-                tracing::info!(record = row.record, "pruned: {}", row.reason);
+                let record = crate::redact::printable(&row.record, 400);
+                let reason = crate::redact::printable(&row.reason, 400);
+                tracing::info!(record, "pruned: {reason}");
             }
             names.retain(|key, name| {
                 if *name == row.record {

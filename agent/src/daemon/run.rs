@@ -7,38 +7,37 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use jiff::{Timestamp, Zoned};
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{
+    act::Misses,
     declared::Declared,
+    dispute::{Disputes, Suspect},
     engines::Engines,
     handle::{Ask, Handle},
+    look::Blind,
     notify::Notifier,
-    refusals::count_refusals,
+    saving::Saving,
     session::Session,
-    socket::{Control, Scrapes},
     state_lock::StateLock,
-    watch::Watch,
     worker::Worker,
 };
 use crate::{
+    clock,
     desired::{Desired, Key},
-    error::{Error, Result},
-    kind::Kind,
-    metrics::{self, Metrics},
+    error::Result,
+    metrics,
     reconcile::{Memory, Observed, StateFile, Step, plan},
     schedule::Settings,
-    status::Board,
 };
 
 /// Everything is looked at so often, whatever else happens: not every change is told.
@@ -47,10 +46,6 @@ const POLL: Duration = Duration::from_secs(60 * 60);
 const NAP: Duration = Duration::from_secs(15 * 60);
 /// After a change, others are waited for.
 const CALM: Duration = Duration::from_millis(200);
-/// What ends does so within this time.
-const FAREWELL: Duration = Duration::from_secs(10);
-/// State that only says when the registry was last asked is not worth a write each time.
-const SAVE: Duration = Duration::from_secs(60);
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -84,41 +79,45 @@ pub(super) struct Daemon {
     pub(super) places: Places,
     pub(super) declared: Declared,
     pub(super) settings: Settings,
+    /// How often the settings became others.
+    pub(super) generation: u32,
     pub(super) memory: Memory,
-    state: StateFile,
+    pub(super) saving: Saving,
     _lock: StateLock,
-    saved: Option<Instant>,
-    unsaved: bool,
     pub(super) engines: Engines,
     pub(super) observed: BTreeMap<Key, Observed>,
     /// What has to be looked at again.
     pub(super) stale: BTreeSet<Key>,
     /// What could not be looked at, and when that is tried again.
-    pub(super) blind: BTreeMap<Key, Timestamp>,
+    pub(super) blind: BTreeMap<Key, Blind>,
     /// When everything is looked at once more after a new connection.
     pub(super) look_again: Option<Instant>,
     polled: Instant,
     /// What somebody wants now.
     pub(super) asked: BTreeSet<Key>,
+    /// What was wanted and is done; whoever waits hears of it when the board has it.
+    pub(super) dealt: BTreeSet<Key>,
     waiters: Vec<(BTreeSet<Key>, oneshot::Sender<()>)>,
     /// Images that somebody else pinned, which is nothing to take away.
     pub(super) foreign_pins: BTreeSet<Key>,
-    /// How often in a row each registry could not be reached in this pass.
-    pub(super) misses: BTreeMap<String, u32>,
+    pub(super) misses: Misses,
     /// The step that was taken last, and went well.
     pub(super) taken: Option<(Key, Step)>,
+    pub(super) suspect: Suspect,
+    pub(super) disputes: Disputes,
+    /// The host was under pressure for as long as is waited for its end, in this pass.
+    pub(super) pressed: bool,
     pub(super) handle: Handle,
     pub(super) worker: Option<Worker>,
     pub(super) notifier: Arc<Notifier>,
     pub(super) news: mpsc::Receiver<News>,
     pub(super) stopping: bool,
-    first: bool,
 }
 
 impl Daemon {
     /// Reads what is configured and what is remembered. Nothing is done yet, and nothing but
     /// this can fail for good.
-    fn build(
+    pub(super) fn build(
         session: Session,
         places: Places,
         declared: Declared,
@@ -128,7 +127,8 @@ impl Daemon {
     ) -> Result<Self> {
         let lock = StateLock::take(&places.state)?;
         let mut state = StateFile::new(&places.state);
-        let (memory, damaged) = state.load();
+        let (mut memory, damaged) = state.load();
+        memory.begin(&clock::boot(Path::new("/")));
         if let Some(error) = damaged {
             super::journal::report(&error, None);
         }
@@ -138,11 +138,10 @@ impl Daemon {
             places,
             declared,
             settings,
+            generation: 0,
             memory,
-            state,
+            saving: Saving::new(state),
             _lock: lock,
-            saved: None,
-            unsaved: true,
             engines: Engines::default(),
             observed: BTreeMap::new(),
             stale: BTreeSet::new(),
@@ -150,30 +149,36 @@ impl Daemon {
             look_again: None,
             polled: Instant::now(),
             asked: BTreeSet::new(),
+            dealt: BTreeSet::new(),
             waiters: Vec::new(),
             foreign_pins: BTreeSet::new(),
-            misses: BTreeMap::new(),
+            misses: Misses::default(),
             taken: None,
+            suspect: Suspect::default(),
+            disputes: Disputes::default(),
+            pressed: false,
             handle,
             worker: None,
             notifier,
             news,
             stopping: false,
-            first: true,
         };
         daemon.read_declared();
         if !daemon.memory.is_clean() {
             let keys: Vec<Key> = daemon.declared.images.iter().map(Desired::key).collect();
             daemon.memory.unclean(keys);
         }
-        // From here on a stop without notice is one.
+        // From here on a stop without notice is one. Where that cannot be written (a full
+        // disk), images are looked after nevertheless.
         daemon.memory.set_clean(false);
-        daemon.state.save(&daemon.memory)?;
+        if let Err(error) = daemon.saving.now(&daemon.memory) {
+            super::journal::report(&error, None);
+        }
         Ok(daemon)
     }
 
     /// Works until it is told to stop.
-    async fn work(&mut self) -> Result<()> {
+    pub(super) async fn work(&mut self) {
         while !self.stopping {
             let wake = self.pass().await;
             if !self.stopping {
@@ -181,19 +186,32 @@ impl Daemon {
             }
         }
         self.end_worker().await;
+    }
+
+    /// The last thing that is done, wherever the work was broken off: what the engine has is
+    /// whole, and what it does not have yet is fetched by the next run.
+    pub(super) fn close(&mut self) -> Result<()> {
+        self.worker = None;
         self.memory.set_clean(true);
-        self.state.save(&self.memory)
+        self.saving.now(&self.memory)
     }
 
     /// Everything that is to be done now.
-    async fn pass(&mut self) -> Option<Timestamp> {
+    pub(super) async fn pass(&mut self) -> Option<Timestamp> {
         loop {
             self.drain();
             if self.stopping {
                 return None;
             }
             self.attach().await;
-            self.observe().await;
+            if !self.observe().await {
+                continue;
+            }
+            if self.engines.is_reachable() {
+                for key in std::mem::take(&mut self.dealt) {
+                    self.answered(&key);
+                }
+            }
             let plan = plan(
                 &Zoned::now(),
                 &self.declared.images,
@@ -206,19 +224,25 @@ impl Daemon {
                 self.memory
                     .postpone(&plan.postponed, Timestamp::now(), &self.settings);
             }
+            if !plan.settled.is_empty() {
+                self.memory.settle(&plan.settled);
+                self.stale.extend(plan.settled);
+                continue;
+            }
             let Some((key, step)) = plan.steps.into_iter().next() else {
                 self.pass_ended().await;
                 return plan.wake;
             };
             self.act(&key, step).await;
-            self.save_soon();
+            self.saving.soon(&self.memory).await;
         }
     }
 
     async fn pass_ended(&mut self) {
         self.end_worker().await;
         self.taken = None;
-        self.misses.clear();
+        self.misses = Misses::default();
+        self.pressed = false;
         let reachable = self.engines.is_reachable();
         if reachable {
             let now = Timestamp::now();
@@ -228,23 +252,29 @@ impl Daemon {
         } else {
             // Whoever waits would wait for as long as the engine is away.
             self.asked.clear();
+            self.dealt.clear();
             self.waiters.clear();
         }
-        if self.unsaved {
-            self.save();
-        }
+        self.saving.later(&self.memory).await;
         self.write_textfile();
         self.say_status(None);
-        self.first &= !reachable;
     }
 
     /// Waits for the time, a change of the engine or news.
     async fn idle(&mut self, wake: Option<Timestamp>) {
-        let nap = self.nap(wake);
-        tokio::select! {
-            news = self.news.recv() => self.heed(news),
-            change = self.engines.change() => self.note(change),
-            () = sleep(nap) => {}
+        let end = Instant::now() + self.nap(wake);
+        loop {
+            tokio::select! {
+                news = self.news.recv() => {
+                    self.heed(news);
+                    break;
+                }
+                // Others' images come and go, on some hosts all day long.
+                change = self.engines.change() => if self.note(change) {
+                    break;
+                },
+                () = sleep_until(end) => break,
+            }
         }
         if self.stopping {
             return;
@@ -254,7 +284,7 @@ impl Daemon {
         loop {
             tokio::select! {
                 news = self.news.recv() => self.heed(news),
-                change = self.engines.change() => self.note(change),
+                change = self.engines.change() => drop(self.note(change)),
                 () = sleep_until(end) => break,
             }
             if self.stopping {
@@ -263,6 +293,7 @@ impl Daemon {
         }
         let now = Instant::now();
         if now >= self.polled + POLL || self.look_again.is_some_and(|at| at <= now) {
+            self.engines.reconsider();
             self.stale_all();
             self.polled = now;
             self.look_again = None;
@@ -270,13 +301,13 @@ impl Daemon {
     }
 
     /// How long nothing has to be done.
-    fn nap(&self, wake: Option<Timestamp>) -> Duration {
+    pub(super) fn nap(&self, wake: Option<Timestamp>) -> Duration {
         let now = Timestamp::now();
         let until = |at: Timestamp| Duration::try_from(at.duration_since(now)).unwrap_or_default();
         let after = |at: Instant| at.saturating_duration_since(Instant::now());
         [
             wake.map(until),
-            self.blind.values().min().copied().map(until),
+            self.blind.values().map(|blind| until(blind.until)).min(),
             self.session
                 .config()
                 .prune_after()
@@ -328,6 +359,7 @@ impl Daemon {
                     return;
                 }
                 self.engines.try_now();
+                self.engines.reconsider();
                 self.asked.extend(keys.iter().cloned());
                 self.stale.extend(keys.iter().cloned());
                 self.waiters.push((keys, done));
@@ -356,24 +388,7 @@ impl Daemon {
             .extend(self.declared.images.iter().map(Desired::key));
     }
 
-    /// The state is worth keeping, now.
-    pub(super) fn save(&mut self) {
-        self.unsaved = false;
-        self.saved = Some(Instant::now());
-        if let Err(error) = self.state.save(&self.memory) {
-            self.unsaved = true;
-            super::journal::report(&error, None);
-        }
-    }
-
-    fn save_soon(&mut self) {
-        self.unsaved = true;
-        if self.saved.is_none_or(|saved| saved.elapsed() >= SAVE) {
-            self.save();
-        }
-    }
-
-    async fn end_worker(&mut self) {
+    pub(super) async fn end_worker(&mut self) {
         if let Some(worker) = self.worker.take() {
             worker.end().await;
         }
@@ -411,148 +426,5 @@ impl Daemon {
     }
 }
 
-fn handle(session: &Session) -> Result<(Handle, mpsc::Receiver<Ask>)> {
-    let host = session.host()?;
-    let version = env!("CARGO_PKG_VERSION");
-    let board = Board::new(&host.platform.to_string(), version, Timestamp::now());
-    let metrics = Metrics::new(host, version);
-    Ok(Handle::new(board, metrics, session.host_document(None)?))
-}
-
-/// Runs a daemon until it is told to stop.
-pub async fn run(session: Session, places: Places, config_text: String) -> Result<()> {
-    let control = Control::bind(&places.socket)?;
-    let scrapes = match session.config().metrics_listen {
-        Some(address) => Some(Scrapes::bind(address).await?),
-        None => None,
-    };
-    let (handle, mut asks) = handle(&session)?;
-    let (tell, news) = mpsc::channel(64);
-    let mut watch = Watch::new(
-        &[&places.images],
-        &[places
-            .config
-            .as_deref()
-            .unwrap_or(crate::config::PATH.as_ref())],
-    );
-    let mut signals = Signals::listen()?;
-    let notifier = Arc::new(Notifier::from_environment());
-    let beat = Arc::clone(&notifier);
-    let declared = Declared::new(&places, config_text);
-    let refusals = places.runtime.join("refusals.sock");
-    let mut daemon = Daemon::build(session, places, declared, handle.clone(), notifier, news)?;
-    // Its sockets answer, its configuration is read. What it waits for then, its status says.
-    daemon.notifier.ready();
-
-    let tell_asks = tell.clone();
-    let ask = async move {
-        while let Some(ask) = asks.recv().await {
-            if tell_asks.send(News::Ask(ask)).await.is_err() {
-                break;
-            }
-        }
-        std::future::pending::<()>().await;
-    };
-    let tell_changes = tell.clone();
-    let changes = async move {
-        loop {
-            watch.changed().await;
-            if tell_changes.send(News::Changed).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
-    };
-    let counted = count_refusals(&refusals, handle.metrics.clone());
-    let refused = async {
-        if let Err(error) = counted.await {
-            super::journal::report(&error, None);
-        }
-        std::future::pending::<()>().await;
-    };
-    let serve_scrapes = async {
-        match scrapes {
-            Some(scrapes) => scrapes.serve(handle.clone()).await,
-            None => std::future::pending().await,
-        }
-    };
-    let stopped = async {
-        signals.until_stopped(&tell).await;
-        beat.stopping();
-        let _ = tell.send(News::Stop).await;
-        sleep(FAREWELL).await;
-    };
-    tokio::select! {
-        ended = daemon.work() => ended,
-        // What is left in the middle, the next start takes up.
-        () = stopped => Ok(()),
-        () = control.serve(handle.clone()) => Ok(()),
-        () = serve_scrapes => Ok(()),
-        () = ask => Ok(()),
-        () = changes => Ok(()),
-        () = refused => Ok(()),
-        () = heartbeat(&beat) => Ok(()),
-    }
-}
-
-/// One pass, and the end. Every image is looked at whatever its time.
-pub async fn once(session: Session, places: Places, config_text: String) -> Result<Handle> {
-    let (handle, _asks) = handle(&session)?;
-    let (_tell, news) = mpsc::channel(1);
-    let declared = Declared::new(&places, config_text);
-    let notifier = Arc::new(Notifier::silent());
-    let mut daemon = Daemon::build(session, places, declared, handle.clone(), notifier, news)?;
-    daemon.asked = daemon.declared.images.iter().map(Desired::key).collect();
-    daemon.stale_all();
-    daemon.pass().await;
-    daemon.end_worker().await;
-    if let Some(error) = daemon.engines.error() {
-        return Err(error.clone());
-    }
-    daemon.memory.set_clean(true);
-    daemon.save();
-    Ok(handle)
-}
-
-/// Tells the service manager that this task still gets to run.
-async fn heartbeat(notifier: &Notifier) {
-    let Some(interval) = notifier.watchdog_interval() else {
-        return std::future::pending().await;
-    };
-    loop {
-        notifier.alive();
-        sleep(interval).await;
-    }
-}
-
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| {
-                Error::new(Kind::Internal, "cannot listen for signals").caused_by(&error)
-            })
-        };
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hangup: listen(SignalKind::hangup())?,
-        })
-    }
-
-    async fn until_stopped(&mut self, tell: &mpsc::Sender<News>) {
-        loop {
-            tokio::select! {
-                _ = self.interrupt.recv() => return,
-                _ = self.terminate.recv() => return,
-                _ = self.hangup.recv() => {
-                    let _ = tell.send(News::Reload).await;
-                }
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

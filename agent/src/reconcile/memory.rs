@@ -39,6 +39,8 @@ pub struct Memory {
     /// Since when what was once desired is not.
     undesired: BTreeMap<Key, Timestamp>,
     clean: bool,
+    /// The boot of the host that [`Remembered::sound`] is about.
+    boot: String,
 }
 
 impl Memory {
@@ -68,14 +70,25 @@ impl Memory {
         self.clean = clean;
     }
 
+    /// Says which boot of the host this is; empty where nobody knows.
+    pub fn begin(&mut self, boot: &str) {
+        if boot.is_empty() || self.boot != boot {
+            for remembered in self.images.values_mut() {
+                remembered.sound = false;
+            }
+        }
+        boot.clone_into(&mut self.boot);
+    }
+
     /// After a stop without notice: every image that is remembered or desired is compared
-    /// with its layers once.
+    /// with its layers once in this boot. A daemon that is killed again and again comes to
+    /// the end of it nevertheless.
     pub fn unclean(&mut self, desired: impl IntoIterator<Item = Key>) {
         for key in desired {
             self.images.entry(key).or_default();
         }
         for remembered in self.images.values_mut() {
-            remembered.recheck = true;
+            remembered.recheck |= !remembered.sound;
         }
     }
 
@@ -87,7 +100,10 @@ impl Memory {
                 remembered.last_check = Some(now);
                 remembered.last_success = Some(now);
             }
-            Step::Recheck => remembered.recheck = false,
+            Step::Recheck => {
+                remembered.recheck = false;
+                remembered.sound = true;
+            }
             // Else a registry that is away would be asked again after the shortest wait
             // whenever a pin had to be set.
             Step::Pin(_) | Step::Trim if is_registrys(remembered) => return,
@@ -121,6 +137,18 @@ impl Memory {
             let until = later(now, settings.backoff.for_clock());
             if remembered.next_try.is_none_or(|next| next > until) {
                 remembered.next_try = Some(until);
+            }
+        }
+    }
+
+    /// These are as they should be, and nothing is due: what failed last is over, whoever
+    /// made it good.
+    pub fn settle(&mut self, keys: &[Key]) {
+        for key in keys {
+            if let Some(remembered) = self.images.get_mut(key) {
+                remembered.failures = 0;
+                remembered.next_try = None;
+                remembered.error = None;
             }
         }
     }
@@ -178,6 +206,17 @@ impl Memory {
         Some(later(*first, after))
     }
 
+    /// What is not desired any more.
+    pub fn undesired(&self) -> impl Iterator<Item = &Key> {
+        self.undesired.keys()
+    }
+
+    /// Forgets what nobody asks for: the document must not grow with every tag that was ever
+    /// declared.
+    pub fn keep_undesired(&mut self, keep: impl Fn(&Key) -> bool) {
+        self.undesired.retain(|key, _| keep(key));
+    }
+
     /// It was removed, or is not ours to remove.
     pub fn removed(&mut self, key: &Key) {
         self.undesired.remove(key);
@@ -193,6 +232,7 @@ impl Memory {
         let stored = Stored {
             schema: SCHEMA.to_owned(),
             clean: self.clean,
+            boot: self.boot.clone(),
             images: self.images.iter().map(Image::of).collect(),
             undesired: self.undesired.iter().map(Undesired::of).collect(),
         };
@@ -217,6 +257,7 @@ impl Memory {
         let maybe = |text: Option<String>| text.map(time).transpose();
         let mut memory = Self {
             clean: stored.clean,
+            boot: stored.boot,
             ..Self::default()
         };
         for image in stored.images {
@@ -227,6 +268,7 @@ impl Memory {
                 next_try: maybe(image.next_try)?,
                 error: image.error,
                 recheck: image.recheck,
+                sound: image.sound,
             };
             memory.images.insert(image.name.into(), remembered);
         }
@@ -250,6 +292,8 @@ struct Stored {
     schema: String,
     #[serde(default)]
     clean: bool,
+    #[serde(default)]
+    boot: String,
     #[serde(default)]
     images: Vec<Image>,
     #[serde(default)]
@@ -275,6 +319,8 @@ struct Image {
     error: Option<serde_json::Value>,
     #[serde(default)]
     recheck: bool,
+    #[serde(default)]
+    sound: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -315,6 +361,7 @@ impl Image {
             next_try: text(remembered.next_try),
             error: remembered.error.clone(),
             recheck: remembered.recheck,
+            sound: remembered.sound,
         }
     }
 }

@@ -43,6 +43,8 @@ pub struct Remembered {
     /// Its files have to be compared with its layers, because the host or the daemon
     /// stopped without notice.
     pub recheck: bool,
+    /// They were compared in this boot of the host, so that no power was lost since.
+    pub sound: bool,
 }
 
 /// One thing to do for one image.

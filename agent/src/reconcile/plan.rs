@@ -29,6 +29,9 @@ pub struct Plan {
     pub may_fetch: bool,
     /// What is held up by a clock that cannot be right, for [`Memory::postpone`].
     pub postponed: Vec<Key>,
+    /// What is as it should be and not due, though its last try failed: somebody else made
+    /// it good, and nothing that is done would say so. For [`Memory::settle`].
+    pub settled: Vec<Key>,
 }
 
 /// The order of steps of different images; those of one image have it, too.
@@ -69,6 +72,7 @@ pub fn plan(
         plausible: clock::plausible(moment),
         ranked: Vec::new(),
         postponed: BTreeSet::new(),
+        settled: Vec::new(),
         local: None,
         fetch: None,
     };
@@ -106,6 +110,7 @@ struct Planner {
     /// With failures and place in the declaration, to be sorted by.
     ranked: Vec<(Rank, u32, usize, Key, Step)>,
     postponed: BTreeSet<Key>,
+    settled: Vec<Key>,
     /// The earliest later moment for a step that fetches nothing, and for one that does,
     /// windows aside.
     local: Option<Timestamp>,
@@ -139,6 +144,16 @@ impl Planner {
         }
         if is_here && observed.previous.len() > desired.keep_previous {
             self.local(image, Rank::Trim, Step::Trim, from);
+        }
+        let is_due = self.due(image, settings).is_some_and(|at| at <= self.now);
+        let is_well = is_here
+            && observed.pinned == desired.pin
+            && observed.previous.len() <= desired.keep_previous
+            && !remembered.recheck;
+        // Until then it is told.
+        let is_told = from > self.now;
+        if is_well && !is_due && !is_told && !image.asked && remembered.error.is_some() {
+            self.settled.push(image.key.clone());
         }
     }
 
@@ -222,6 +237,7 @@ impl Planner {
             wake: wake.filter(|wake| *wake > self.now),
             may_fetch,
             postponed: self.postponed.into_iter().collect(),
+            settled: self.settled,
         }
     }
 }

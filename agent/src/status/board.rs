@@ -176,6 +176,12 @@ impl Board {
         self.lock().images.clone()
     }
 
+    /// One of them.
+    pub fn image(&self, key: &Key) -> Option<Image> {
+        let state = self.lock();
+        state.images.iter().find(|image| is(image, key)).cloned()
+    }
+
     /// These are the desired images, in this order. What is known of those that stay is
     /// kept, the others vanish.
     pub fn desired(&self, keys: &[Key], now: Timestamp) {
@@ -183,7 +189,7 @@ impl Board {
         let mut before: HashMap<Key, Image> = state
             .images
             .drain(..)
-            .map(|image| (key_of(&image), image))
+            .map(|image| (image.key(), image))
             .collect();
         let mut fresh = Vec::new();
         for key in keys {
@@ -396,15 +402,19 @@ impl Board {
         let Some(image) = state.images.iter_mut().find(|image| is(image, key)) else {
             return;
         };
-        let was = image.state;
+        let was = image.clone();
         change(image);
-        if image.state != was {
+        if image.state != was.state {
             image.since = now;
         }
+        let same = *image == was;
         if image.progress.is_none() && state.work.as_ref().is_some_and(|work| work.key == *key) {
             state.work = None;
         }
-        self.tell_image(state, key);
+        // Every image is looked at now and then, and whoever listens wants to know what is new.
+        if !same {
+            self.tell_image(state, key);
+        }
     }
 
     fn tell_image(&self, state: &Inner, key: &Key) {
@@ -485,14 +495,6 @@ fn is(image: &Image, key: &Key) -> bool {
     image.reference == key.reference
         && image.platform == key.platform
         && image.namespace == key.namespace
-}
-
-fn key_of(image: &Image) -> Key {
-    Key {
-        reference: image.reference.clone(),
-        platform: image.platform.clone(),
-        namespace: image.namespace.clone(),
-    }
 }
 
 fn as_json(error: &Error) -> serde_json::Value {

@@ -50,7 +50,7 @@ pub(crate) async fn run(
         return check(context, &session, &places);
     }
     if !call.once {
-        daemon::run(session, places, text).await?;
+        Box::pin(daemon::run(session, places, text)).await?;
         return Ok(Failures::new());
     }
     let handle = daemon::once(session, places, text).await?;

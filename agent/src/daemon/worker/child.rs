@@ -380,7 +380,8 @@ impl Bench {
         };
         let repaired = Box::pin(repair.image(reference, &record, &mut self.sound)).await?;
         if let Some(error) = repaired.error {
-            return Err(error);
+            // Whatever keeps it from being mended: it is damaged, and not to be called ready.
+            return Err(error.with_kind(Kind::StoreDamaged).retry(true));
         }
         let damage = &repaired.report.damage;
         Ok(Done::Rechecked(Box::new(Rechecked {

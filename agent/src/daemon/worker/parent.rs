@@ -22,12 +22,20 @@ use crate::{
 /// How long a worker without a job may take to end.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// A worker that says nothing for so long hangs, and holds up all other images. It is silent
+/// while the engine unpacks a layer, which on a slow card takes long, and while it compares
+/// one image; everything else that it waits for is limited by itself to less.
+const SILENCE: Duration = Duration::from_secs(2 * 3600);
+
 /// A worker process. Dropped, it is killed: what it was doing goes on in the next one.
 #[derive(Debug)]
 pub struct Worker {
     child: Child,
     to: OwnedWriteHalf,
     from: Lines<BufReader<OwnedReadHalf>>,
+    silence: Duration,
+    /// A job was begun and has not ended: what it says next is about that one.
+    busy: bool,
 }
 
 impl Worker {
@@ -60,6 +68,8 @@ impl Worker {
             child,
             to,
             from: BufReader::new(from).lines(),
+            silence: SILENCE,
+            busy: false,
         };
         worker
             .say(&Hello {
@@ -81,19 +91,22 @@ impl Worker {
     }
 
     /// Does one job. Events go to `observe` as they come. The second value is what it took;
-    /// after an `internal` failure of the worker itself nothing is known of that, and the
-    /// worker must not be used again.
+    /// after a failure of the worker itself nothing is known of that, and the worker is not
+    /// usable any more.
     pub async fn run(
         &mut self,
         job: &Job,
         mut observe: impl FnMut(Event),
     ) -> (Result<Done>, Spent) {
+        self.busy = true;
         if let Err(error) = self.say(job).await {
             return (Err(error), Spent::default());
         }
         loop {
-            let Ok(Some(line)) = self.from.next_line().await else {
-                return (Err(self.lost().await), Spent::default());
+            let line = match timeout(self.silence, self.from.next_line()).await {
+                Ok(Ok(Some(line))) => line,
+                Ok(_) => return (Err(self.lost().await), Spent::default()),
+                Err(_) => return (Err(self.hangs(job)), Spent::default()),
             };
             match serde_json::from_str(&line) {
                 Ok(Answer::Event(event)) => observe(event),
@@ -103,6 +116,7 @@ impl Worker {
                     retry_after,
                     spent,
                 }) => {
+                    self.busy = false;
                     let ended = match (done, failed) {
                         (Some(done), None) => Ok(done),
                         (_, Some(error)) => {
@@ -127,9 +141,9 @@ impl Worker {
         }
     }
 
-    /// Whether the process is still there to be given a job.
-    pub fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    /// Whether the process is there to be given a job.
+    pub fn is_usable(&mut self) -> bool {
+        !self.busy && matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Lets it end, and sees to it that it does.
@@ -146,6 +160,21 @@ impl Worker {
         }
     }
 
+    fn hangs(&mut self, job: &Job) -> Error {
+        let _ = self.child.start_kill();
+        Error::new(
+            Kind::Timeout,
+            format_args!("cannot go on with `{}`", job.reference),
+        )
+        .because(format_args!(
+            "the worker process said nothing for {} s, and was ended",
+            self.silence.as_secs()
+        ))
+        .reference(&job.reference)
+        .hint("another edgepull that holds the image's lock, or an engine that hangs, may be why; `-v` says more")
+        .retry(true)
+    }
+
     /// What its end says, once it does not talk any more.
     async fn lost(&mut self) -> Error {
         let how = match timeout(FAREWELL, self.child.wait()).await {
@@ -158,5 +187,83 @@ impl Worker {
             .because(how)
             .hint("what it had fetched is kept; if signal 9 ended it, look for `oom` in the kernel's log, and see MemoryMax of the unit")
             .retry(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::worker::Work;
+
+    /// A process that does nothing, and the other end of its socket.
+    fn worker() -> (Worker, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let child = Command::new("sleep")
+            .arg("60")
+            .kill_on_drop(true)
+            .spawn()
+            .expect("started");
+        let (from, to) = ours.into_split();
+        let worker = Worker {
+            child,
+            to,
+            from: BufReader::new(from).lines(),
+            silence: Duration::from_millis(300),
+            busy: false,
+        };
+        (worker, theirs)
+    }
+
+    fn job() -> Job {
+        Job {
+            work: Work::Pull,
+            reference: "r.example/a:1".to_owned(),
+            platform: "host".to_owned(),
+            namespace: "default".to_owned(),
+            pin: true,
+            keep_previous: 0,
+        }
+    }
+
+    const ENDED: &str = r#"{"ended":{"done":{"rechecked":{"repaired":false,"damage":[],"unchecked":[],"fetched":0}},"failed":null,"retry_after":null,"spent":{"requests":[],"bytes":[],"remaining":[]}}}"#;
+
+    #[tokio::test]
+    async fn one_that_says_nothing_is_ended() {
+        let (mut worker, mut far) = worker();
+        // As long as it says something it may take its time.
+        let tell = async {
+            for _ in 0..4 {
+                tokio::time::sleep(Duration::from_millis(150)).await;
+                let event = r#"{"event":{"event":"syncing","reference":"r.example/a:1"}}"#;
+                far.write_all(format!("{event}\n").as_bytes())
+                    .await
+                    .expect("heard");
+            }
+        };
+        let mut events = 0;
+        let job = job();
+        let run = worker.run(&job, |_| events += 1);
+        let ((ended, _), ()) = tokio::join!(run, tell);
+        let error = ended.expect_err("it hangs");
+        assert_eq!(error.kind(), Kind::Timeout);
+        assert!(error.is_retryable());
+        assert_eq!(events, 4);
+        assert!(!worker.is_usable());
+        let status = timeout(FAREWELL, worker.child.wait()).await;
+        assert!(status.expect("it ends").is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_that_talks_nonsense_gets_no_other_job() {
+        let (mut worker, mut far) = worker();
+        let text = format!("{ENDED}\nnonsense\n{ENDED}\n");
+        far.write_all(text.as_bytes()).await.expect("heard");
+        let (ended, _) = worker.run(&job(), |_| {}).await;
+        assert!(matches!(ended, Ok(Done::Rechecked(_))), "{ended:?}");
+        assert!(worker.is_usable());
+        let (ended, _) = worker.run(&job(), |_| {}).await;
+        assert_eq!(ended.expect_err("nonsense").kind(), Kind::Internal);
+        // The next line would be taken for the answer to another image.
+        assert!(!worker.is_usable());
     }
 }

@@ -70,7 +70,11 @@ fn failures_add_up_until_something_succeeds() {
         assert_eq!(remembered.failures, left, "{kind:?}");
         assert_eq!(remembered.error.is_some(), left == 1);
         memory.succeeded(&key("a"), now, Step::Recheck);
-        assert_eq!(memory.get(&key("a")), Some(&expected));
+        let compared = Remembered {
+            sound: true,
+            ..expected.clone()
+        };
+        assert_eq!(memory.get(&key("a")), Some(&compared));
     }
 }
 
@@ -109,6 +113,50 @@ fn after_an_unclean_stop_everything_is_compared_once() {
     assert!(!memory.get(&key("a")).expect("remembered").recheck);
     memory.doubt(&key("a"));
     assert!(memory.get(&key("a")).expect("remembered").recheck);
+}
+
+#[test]
+fn a_daemon_that_is_killed_again_and_again_comes_to_the_end_of_its_comparing() {
+    let rechecks = |memory: &Memory| {
+        let names = ["a", "b"];
+        names.map(|name| memory.get(&key(name)).expect("remembered").recheck)
+    };
+    let mut memory = Memory::default();
+    memory.begin("first");
+    memory.unclean([key("a"), key("b")]);
+    memory.succeeded(&key("a"), at(NOW), Step::Recheck);
+    // Killed, and started again: what was compared in this boot still counts.
+    let restarted = |memory: &Memory, boot: &str| {
+        let mut memory = Memory::from_json(&memory.to_json()).expect("our own");
+        memory.begin(boot);
+        memory.unclean([key("a"), key("b")]);
+        memory
+    };
+    memory = restarted(&memory, "first");
+    assert_eq!(rechecks(&memory), [false, true]);
+    memory.succeeded(&key("b"), at(NOW), Step::Recheck);
+    memory = restarted(&memory, "first");
+    assert_eq!(rechecks(&memory), [false, false]);
+    // In another boot the power may have been lost; and who cannot tell boots apart must
+    // think so.
+    assert_eq!(rechecks(&restarted(&memory, "second")), [true, true]);
+    assert_eq!(
+        rechecks(&restarted(&restarted(&memory, ""), "")),
+        [true, true]
+    );
+    // What is odd is compared even so.
+    memory.doubt(&key("a"));
+    assert_eq!(rechecks(&restarted(&memory, "first")), [true, false]);
+}
+
+#[test]
+fn what_nobody_asks_for_is_not_remembered_for_ever() {
+    let mut memory = Memory::first();
+    for name in ["a", "b"] {
+        memory.undesired_since(&key(name), at(NOW));
+    }
+    memory.keep_undesired(|kept| *kept == key("a"));
+    assert_eq!(memory.undesired().collect::<Vec<_>>(), [&key("a")]);
 }
 
 #[test]
@@ -188,6 +236,7 @@ fn remembered() -> impl Strategy<Value = Remembered> {
     )
         .prop_map(
             |(last_check, last_success, failures, next_try, error, recheck)| Remembered {
+                sound: !recheck,
                 last_check,
                 last_success,
                 failures,
@@ -209,6 +258,7 @@ proptest! {
             images: images.into_iter().map(|(name, one)| (key(&name), one)).collect(),
             undesired: undesired.into_iter().map(|(name, one)| (key(&name), one)).collect(),
             clean,
+            boot: "a boot".to_owned(),
         };
         prop_assert_eq!(Memory::from_json(&memory.to_json()).expect("our own"), memory);
     }

@@ -447,3 +447,56 @@ proptest! {
         }
     }
 }
+
+/// Its pull failed, and then somebody brought it by hand: nobody asks a registry about it for
+/// hours, or ever, and it must not be said to have failed all that time.
+#[test]
+fn a_failure_that_somebody_else_made_good_is_over() {
+    let now = at(NOW);
+    for refresh in [Refresh::Never, Refresh::Every(6 * HOUR)] {
+        let image = desired("a", refresh);
+        let key = image.key();
+        let mut memory = Memory::first();
+        memory.succeeded(&key, now, Step::Pull(Why::Missing));
+        let error = crate::error::Error::new(crate::kind::Kind::NotFound, "no such tag");
+        memory.failed(&key, now, &error, &settings(&[]));
+        let planned = |memory: &Memory, observed: Observed, now| {
+            let observed = BTreeMap::from([(key.clone(), observed)]);
+            let asked = BTreeSet::new();
+            let desired = std::slice::from_ref(&image);
+            plan(
+                &zoned(now),
+                desired,
+                &observed,
+                memory,
+                &settings(&[]),
+                &asked,
+            )
+        };
+        let settled = |memory: &Memory, observed, now| planned(memory, observed, now).settled;
+        let later = later(now, HOUR);
+        assert_eq!(
+            settled(&memory, present(), later),
+            std::slice::from_ref(&key)
+        );
+        assert!(
+            settled(&memory, present(), now).is_empty(),
+            "told for a while"
+        );
+        assert!(settled(&memory, Observed::default(), later).is_empty());
+        let unpinned = Observed {
+            pinned: false,
+            ..present()
+        };
+        assert!(settled(&memory, unpinned, later).is_empty());
+        // A refresh that is due says itself what comes of it.
+        let due = super::later(now, 10 * HOUR);
+        let is_due = refresh != Refresh::Never;
+        assert_eq!(settled(&memory, present(), due).is_empty(), is_due);
+        memory.settle(std::slice::from_ref(&key));
+        let known = memory.get(&key).expect("remembered");
+        assert!(known.error.is_none() && known.failures == 0 && known.next_try.is_none());
+        assert_eq!(known.last_check, Some(now));
+        assert!(settled(&memory, present(), later).is_empty(), "once");
+    }
+}

@@ -1,0 +1,243 @@
+use std::fs;
+
+use super::*;
+use crate::{
+    config::Config,
+    daemon::session::Flags,
+    error::Error,
+    kind::Kind,
+    metrics::Metrics,
+    reconcile::Step,
+    status::{Board, Ready, State},
+};
+
+/// A daemon that was not started, whose engine does not answer.
+struct Scene {
+    daemon: Daemon,
+    tell: mpsc::Sender<News>,
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(declared: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join("images.d")).expect("made");
+        let flags = Flags {
+            address: Some(dir.path().join("nobody.sock")),
+            namespace: Some("default".to_owned()),
+            runtime_dir: dir.path().to_owned(),
+            ..Flags::default()
+        };
+        fs::write(dir.path().join("config.toml"), "").expect("written");
+        let config = Config::of_text("", None).expect("empty");
+        let places = Places {
+            config: Some(dir.path().join("config.toml")),
+            images: dir.path().join("images.d"),
+            state: dir.path().join("state"),
+            runtime: dir.path().to_owned(),
+            socket: dir.path().join("s"),
+        };
+        let session = Session::new(flags, config);
+        let host = session.host().expect("a host");
+        let board = Board::new("linux/arm64", "1", Timestamp::UNIX_EPOCH);
+        let metrics = Metrics::new(host, "1");
+        let (handle, _asks) = Handle::new(board, metrics, String::new());
+        let (tell, news) = mpsc::channel(8);
+        fs::write(places.images.join("a.txt"), declared).expect("written");
+        let text = Declared::new(&places, String::new());
+        let notifier = Arc::new(Notifier::silent());
+        let daemon = Daemon::build(session, places, text, handle, notifier, news).expect("built");
+        Self { daemon, tell, dir }
+    }
+
+    fn key(&self, at: usize) -> Key {
+        self.daemon.declared.images[at].key()
+    }
+
+    fn state(&self, at: usize) -> State {
+        let key = self.key(at);
+        self.daemon.handle.board.image(&key).expect("shown").state
+    }
+
+    fn lose(&mut self) {
+        let error = Error::new(Kind::ContainerdUnavailable, "gone");
+        self.daemon.engine_lost(error);
+    }
+}
+
+#[tokio::test]
+async fn while_the_engine_is_away_nobody_runs_in_circles() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let key = scene.key(0);
+    // It could not be looked at, and that is long over.
+    let error = Error::new(Kind::Timeout, "no answer");
+    scene.daemon.unseen(&key, &error);
+    assert_eq!(scene.daemon.blind.len(), 1);
+    scene.lose();
+    scene.daemon.pass().await;
+    let nap = scene.daemon.nap(None);
+    assert!(nap > Duration::from_millis(200), "{nap:?}");
+    assert!(scene.daemon.blind.is_empty());
+    assert!(scene.daemon.stale.contains(&key), "it is looked at again");
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_at_is_no_failure_to_remember() {
+    let mut scene = Scene::new("r.example/a:1\nr.example/b:1\n");
+    let (a, b) = (scene.key(0), scene.key(1));
+    let ready = Ready {
+        digest: crate::oci::Digest::of(b"a"),
+        pinned: true,
+        selected_platform: None,
+        snapshotter: None,
+    };
+    let board = scene.daemon.handle.board.clone();
+    board.ready(&a, ready, None, Timestamp::now());
+    let error = Error::new(Kind::Timeout, "no answer");
+    for key in [&a, &b] {
+        scene.daemon.unseen(key, &error);
+        assert!(scene.daemon.memory.get(key).is_none());
+        let shown = board.image(key).expect("shown");
+        assert!(shown.error.is_some() && shown.next_try.is_some());
+    }
+    assert_eq!(scene.state(0), State::Ready, "most likely it is here still");
+    assert_eq!(scene.state(1), State::Failed);
+    // A reload does not look before its time.
+    scene.daemon.stale.clear();
+    scene.daemon.read_declared();
+    assert!(scene.daemon.stale.is_empty());
+}
+
+#[tokio::test]
+async fn an_engine_that_is_away_changes_no_verdict() {
+    let mut scene = Scene::new("r.example/a:1\nr.example/b:1\nr.example/c:1\n");
+    let board = scene.daemon.handle.board.clone();
+    let now = Timestamp::now();
+    let missing = Error::new(Kind::PlatformMissing, "not for this host");
+    board.failed(&scene.key(0), &missing, None, now);
+    board.failed(&scene.key(1), &Error::new(Kind::NotFound, "no"), None, now);
+    board.pulling(&scene.key(2), now);
+    scene.lose();
+    let mut heard = board.listen();
+    scene.daemon.pass().await;
+    assert_eq!(scene.state(0), State::MissingPlatform);
+    assert_eq!(scene.state(1), State::Failed);
+    assert_eq!(scene.state(2), State::Waiting, "nobody pulls it");
+    while heard.try_recv().is_ok() {}
+    scene.daemon.pass().await;
+    let mut images = 0;
+    while let Ok(told) = heard.try_recv() {
+        images += u32::from(matches!(told, crate::status::Notice::Image(_)));
+    }
+    assert_eq!(images, 0, "nothing is new");
+}
+
+#[tokio::test]
+async fn whoever_waits_is_told_that_the_engine_is_away() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let (done, heard) = oneshot::channel();
+    let reference = None;
+    scene
+        .daemon
+        .heed(Some(News::Ask(Ask::Sync { reference, done })));
+    assert!(scene.daemon.asked.contains(&scene.key(0)));
+    scene.daemon.pass().await;
+    assert!(heard.await.is_err(), "it was not done");
+    assert!(scene.daemon.asked.is_empty());
+    // What is not declared any more is not waited for either.
+    let (done, heard) = oneshot::channel();
+    let reference = None;
+    scene
+        .daemon
+        .heed(Some(News::Ask(Ask::Sync { reference, done })));
+    fs::write(scene.dir.path().join("images.d/a.txt"), "").expect("written");
+    scene.daemon.heed(Some(News::Changed));
+    heard.await.expect("done");
+}
+
+#[tokio::test]
+async fn other_settings_drop_what_was_made_by_those_before() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let before = scene.daemon.generation;
+    scene.daemon.heed(Some(News::Changed));
+    assert_eq!(scene.daemon.generation, before, "nothing has changed");
+    let config = scene.dir.path().join("config.toml");
+    fs::write(&config, "[limits]\nnonsense = 1\n").expect("written");
+    scene.daemon.heed(Some(News::Changed));
+    assert_eq!(
+        scene.daemon.generation, before,
+        "what holds is the last good one"
+    );
+    assert_eq!(scene.daemon.handle.board.daemon().faults.len(), 1);
+    fs::write(&config, "[host]\n").expect("written");
+    let key = scene.key(0);
+    scene
+        .daemon
+        .observed
+        .insert(key.clone(), Observed::default());
+    scene.daemon.heed(Some(News::Reload));
+    assert_ne!(scene.daemon.generation, before);
+    assert!(scene.daemon.observed.is_empty() && scene.daemon.stale.contains(&key));
+    assert!(scene.daemon.handle.board.daemon().faults.is_empty());
+}
+
+#[tokio::test]
+async fn a_stop_ends_the_work_and_the_state_is_whole() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let state = scene.dir.path().join("state");
+    let (killed, _) = StateFile::new(&state).load();
+    assert!(!killed.is_clean(), "until it ends in order");
+    scene.tell.send(News::Stop).await.expect("there is room");
+    scene.daemon.work().await;
+    scene.daemon.close().expect("written");
+    assert!(StateFile::new(&state).load().0.is_clean());
+}
+
+#[tokio::test]
+async fn failures_of_many_images_are_written_down_together() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let key = scene.key(0);
+    let state = scene.dir.path().join("state");
+    let known = || StateFile::new(&state).load().0.get(&key).cloned();
+    let daemon = &mut scene.daemon;
+    daemon.saving.soon(&daemon.memory).await;
+    let error = Error::new(Kind::Unavailable, "away");
+    daemon
+        .memory
+        .failed(&key, Timestamp::now(), &error, &daemon.settings);
+    daemon.saving.soon(&daemon.memory).await;
+    assert!(known().is_none(), "a moment after the last time");
+    daemon.saving.later(&daemon.memory).await;
+    assert!(known().is_some(), "at the end of the pass");
+    daemon
+        .memory
+        .succeeded(&key, Timestamp::now(), Step::Recheck);
+}
+
+#[tokio::test]
+async fn a_state_that_cannot_be_written_does_not_keep_images_from_coming() {
+    let scene = Scene::new("r.example/a:1\n");
+    let Scene {
+        daemon, dir, tell, ..
+    } = scene;
+    let places = daemon.places.clone();
+    drop((daemon, tell));
+    // In the way of the file that is written first; root writes into any directory.
+    let state = dir.path().join("state");
+    fs::create_dir(state.join("state.json.tmp")).expect("made");
+    fs::write(state.join("state.json.tmp/in-the-way"), "").expect("written");
+    let flags = Flags {
+        address: Some(dir.path().join("nobody.sock")),
+        ..Flags::default()
+    };
+    let session = Session::new(flags, Config::of_text("", None).expect("empty"));
+    let metrics = Metrics::new(session.host().expect("a host"), "1");
+    let board = Board::new("linux/arm64", "1", Timestamp::UNIX_EPOCH);
+    let (handle, _asks) = Handle::new(board, metrics, String::new());
+    let (_tell, news) = mpsc::channel(1);
+    let declared = Declared::new(&places, String::new());
+    let notifier = Arc::new(Notifier::silent());
+    let built = Daemon::build(session, places, declared, handle, notifier, news);
+    let mut daemon = built.expect("it works without");
+    assert!(daemon.close().is_err(), "and says so at the end");
+}
