@@ -42,8 +42,12 @@ fn handle(session: &Session) -> Result<(Handle, mpsc::Receiver<Ask>)> {
 pub async fn run(session: Session, places: Places, config_text: String) -> Result<()> {
     runtime_directory(&places.runtime)?;
     let control = Control::bind(&places.socket)?;
+    // Images do not wait for somebody's metrics.
     let scrapes = match session.config().metrics_listen {
-        Some(address) => Some(Scrapes::bind(address).await?),
+        Some(address) => Scrapes::bind(address)
+            .await
+            .inspect_err(|error| super::journal::report(error, None))
+            .ok(),
         None => None,
     };
     let (handle, mut asks) = handle(&session)?;
