@@ -58,6 +58,11 @@ impl Weight {
             sleeps,
         }
     }
+
+    /// Processor time since an earlier moment.
+    pub fn spent_since(&self, earlier: &Self) -> Duration {
+        self.processor.saturating_sub(earlier.processor)
+    }
 }
 
 /// Waits until a process has no children: the daemon has no worker then.

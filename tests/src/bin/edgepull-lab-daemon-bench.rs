@@ -30,7 +30,7 @@ const IMAGES: usize = 256;
 const BY_CTR: usize = 64;
 const LAYERS: u64 = 6;
 const LAYER: u64 = 50 << 20;
-/// Wake-ups are counted for so long; EDGEPULL_BENCH_IDLE names other seconds.
+/// Wake-ups are counted for so long; `EDGEPULL_BENCH_IDLE` names other seconds.
 const IDLE: Duration = Duration::from_secs(120);
 /// As in systemd/edgepull.service.
 const WATCHDOG: Duration = Duration::from_secs(60);
@@ -182,8 +182,8 @@ fn pass(name: &str, scene: &Scene, agent: &Agent) {
     agent.call(["sync"]).run().exits(0);
     let wall = begun.elapsed();
     wait_alone(agent.pid());
-    let spent = Weight::of(agent.pid()).processor - before.processor;
-    let its = Weight::of(scene.daemon.pid()).processor - containerd.processor;
+    let spent = Weight::of(agent.pid()).spent_since(&before);
+    let its = Weight::of(scene.daemon.pid()).spent_since(&containerd);
     let asked = scene.registry.content_requests();
     let heads = asked.iter().filter(|r| r.method == "HEAD").count();
     let title = format!("a pass of {IMAGES} present images, {name}");
@@ -241,7 +241,7 @@ fn by_ctr(scene: &Scene, references: &[String]) {
         spent.num_milliseconds() * i64::try_from(times).unwrap(),
         "",
     );
-    let its = Weight::of(scene.daemon.pid()).processor - containerd.processor;
+    let its = Weight::of(scene.daemon.pid()).spent_since(&containerd);
     row(
         format_args!("{title}: containerd's, ms"),
         its.as_millis() * u128::try_from(times).unwrap(),
