@@ -61,7 +61,6 @@ fn main() {
     let wakes = wake_ups(&agent);
     row("wake-ups a minute, waiting, no watchdog", wakes, "0");
     agent.stop();
-    emulated(&scene, &mut agent);
 
     agent.declare("all.txt", &references.join("\n"));
     let begun = Instant::now();
@@ -119,6 +118,10 @@ fn main() {
     );
     agent.stop();
     drop(notify);
+
+    agent.undeclare("big.txt");
+    agent.declare("all.txt", &references[0]);
+    emulated(&scene, &mut agent);
 }
 
 fn row(figure: impl Display, measured: impl Display, bound: impl Display) {
