@@ -1,5 +1,6 @@
 //! The daemon under test, with directories of its own.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,6 +14,7 @@ use crate::containerd::Containerd;
 use crate::edgepull::{Edgepull, Run, Started};
 use crate::process;
 use crate::scene::NAMESPACE;
+use crate::target::Target;
 use crate::tools::{Lab, RunDir};
 
 /// How long anything that the daemon does by itself may take in a test.
@@ -24,7 +26,9 @@ pub struct Agent {
     dir: RunDir,
     address: PathBuf,
     process: Option<Started>,
-    program: PathBuf,
+    /// The program, and what stands before its arguments.
+    program: Vec<PathBuf>,
+    variables: Vec<(&'static str, OsString)>,
 }
 
 impl Agent {
@@ -39,7 +43,8 @@ impl Agent {
             dir,
             address: containerd.address(),
             process: None,
-            program: Lab::get().edgepull(),
+            program: vec![Lab::get().edgepull()],
+            variables: Vec::new(),
         };
         agent.configure("");
         agent
@@ -48,8 +53,28 @@ impl Agent {
     /// Another program than the one under test.
     #[must_use]
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
-        self.program = program.into();
+        self.program = vec![program.into()];
         self
+    }
+
+    /// The file that is shipped for a target, on its CPU.
+    #[must_use]
+    #[track_caller]
+    pub fn shipped(mut self, target: &Target) -> Self {
+        self.ship(target);
+        self
+    }
+
+    /// The same from its next start on. Under an emulator it cannot start workers.
+    #[track_caller]
+    pub fn ship(&mut self, target: &Target) {
+        self.program = target.runner();
+        self.program.push(target.file());
+    }
+
+    /// A variable for all that is started from now on.
+    pub fn set(&mut self, name: &'static str, value: impl Into<OsString>) {
+        self.variables.push((name, value.into()));
     }
 
     /// config.toml, beside which images.d lies.
@@ -84,9 +109,13 @@ impl Agent {
 
     /// A call with the daemon's directories.
     #[track_caller]
-    pub fn call<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Edgepull {
-        Edgepull::of(&self.program, args)
-            .env("RUNTIME_DIRECTORY", self.path("run"))
+    pub fn call<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Edgepull {
+        let call = Edgepull::of(&self.program[0], &self.program[1..]).args(args);
+        let call = self
+            .variables
+            .iter()
+            .fold(call, |call, (name, value)| call.env(name, value));
+        call.env("RUNTIME_DIRECTORY", self.path("run"))
             .env("STATE_DIRECTORY", self.path("state"))
             .env("EDGEPULL_SOCKET", self.socket())
             .env("EDGEPULL_CONFIG", self.path("config.toml"))

@@ -455,6 +455,12 @@ impl Containerd {
         self.begin();
     }
 
+    /// The daemon's process id.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
     /// Freezes it: connections are accepted by the kernel, nobody answers.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);

@@ -29,7 +29,9 @@
 //! - [`device`]: such a machine with the package installed.
 //! - [`tree`]: what a snapshot is made of, to the attribute.
 //! - [`target`]: the files of `dist/`, each on the CPU that it is meant for.
-//! - [`edgepull`]: the program under test: run it, parse its report, weigh it.
+//! - [`edgepull`]: the program under test: run it, parse its report, weigh it; [`agent`] as a
+//!   daemon.
+//! - [`weight`]: memory, processor time and wake-ups of a process.
 #![allow(
     clippy::unwrap_used,
     reason = "this crate is a test: a panic with a position is the failure report"
@@ -58,3 +60,4 @@ pub mod tls_front;
 pub mod token_server;
 pub mod tools;
 pub mod tree;
+pub mod weight;

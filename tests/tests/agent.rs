@@ -4,7 +4,7 @@
     reason = "a test: a panic with a position is the failure report"
 )]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use edgepull_tests::agent::{Agent, PATIENCE, request};
 use edgepull_tests::containerd::{Setup, Version};
@@ -354,34 +354,6 @@ fn what_was_fetched_survives_kill_9() {
     let twice = scene.registry.blob_bytes().saturating_sub(before);
     assert!(twice < SIZE * 3 / 4, "{twice} bytes after {before}");
     assert!(agent.metric("edgepull_resumed_bytes_total", &[]) > Some(1.0));
-}
-
-#[test]
-fn many_images_cost_a_head_each() {
-    const IMAGES: usize = 64;
-    let (scene, mut agent) = scene(Version::V1_7);
-    let references: Vec<String> = (0..IMAGES)
-        .map(|n| scene.registry.reference(&format!("lab/app{n}"), "latest"))
-        .collect();
-    agent.declare("all.txt", &references.join("\n"));
-    agent.start();
-    agent.call(["wait", "--timeout", "90s"]).run().exits(0);
-    scene.registry.forget();
-    let begun = Instant::now();
-    agent.call(["sync"]).run().exits(0);
-    let took = begun.elapsed();
-    let asked = scene.registry.content_requests();
-    assert_eq!(asked.len(), IMAGES, "{}", scene.registry.transcript());
-    assert!(asked.iter().all(|request| request.method == "HEAD"));
-    println!("{IMAGES} present images: {took:?}");
-    // A second start is ready before anybody is asked.
-    agent.stop();
-    scene.registry.forget();
-    agent.start();
-    wait_for("readiness", PATIENCE, || {
-        agent.get("/readyz").is_some_and(|(code, _)| code == 200)
-    });
-    assert!(scene.registry.content_requests().is_empty());
 }
 
 #[test]
