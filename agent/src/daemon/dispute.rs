@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{desired::Key, reconcile::Step};
+use crate::{
+    desired::Key,
+    reconcile::{Step, Why},
+};
 
 /// How far back is looked.
 const WINDOW: Duration = Duration::from_secs(10 * 60);
@@ -18,9 +21,12 @@ const MOST: usize = 6;
 pub(super) struct Disputes(Vec<(Instant, Key, Step)>);
 
 impl Disputes {
-    /// The step was taken, and did what it should.
+    /// The step was taken, and did what it should. What is done because its time has come, or
+    /// because somebody asks for it, is nobody's undoing.
     pub(super) fn done(&mut self, key: &Key, step: Step, now: Instant) {
-        self.0.push((now, key.clone(), step));
+        if !matches!(step, Step::Pull(Why::Due | Why::Asked)) {
+            self.0.push((now, key.clone(), step));
+        }
     }
 
     /// Whether the step was taken so often that it is not worth taking now.
@@ -59,8 +65,6 @@ impl Suspect {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconcile::Why;
-
     fn key(reference: &str) -> Key {
         Key {
             reference: reference.to_owned(),
@@ -81,6 +85,20 @@ mod tests {
         assert!(suspect.lost(&key("b"), pull), "another one's success");
         suspect.clear(&key("b"));
         assert!(!suspect.lost(&key("b"), pull));
+    }
+
+    #[test]
+    fn what_comes_because_it_is_time_is_no_dispute() {
+        let mut disputes = Disputes::default();
+        let start = Instant::now();
+        for why in [Why::Due, Why::Asked] {
+            let pull = Step::Pull(why);
+            for minute in 0..20 {
+                let now = start + Duration::from_secs(60 * minute);
+                assert!(!disputes.is_futile(&key("a"), pull, now), "{minute}");
+                disputes.done(&key("a"), pull, now);
+            }
+        }
     }
 
     #[test]
