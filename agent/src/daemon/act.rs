@@ -111,8 +111,16 @@ impl Daemon {
     fn failed(&mut self, desired: &Desired, error: &Error) {
         let key = desired.key();
         let now = Timestamp::now();
+        let known = self.memory.get(&key).and_then(|known| known.error.as_ref());
+        let same = known.is_some_and(|known| is_same(known, error));
         self.memory.failed(&key, now, error, &self.settings);
-        journal::report(error, Some(&key));
+        let failures = self.memory.get(&key).map_or(0, |known| known.failures);
+        // A publisher may take weeks; the same failure is news ever less often.
+        if !same || failures.is_power_of_two() {
+            journal::report(error, Some(&key));
+        } else {
+            tracing::debug!(reference = key.reference, failures, "failed again: {error}");
+        }
         // What is there is looked at again, and with it goes what was said of it.
         self.stale.insert(key);
     }
@@ -123,7 +131,10 @@ impl Daemon {
         }
         let key = desired.key();
         let registry = desired.reference.repository().domain().to_owned();
-        if why != Why::Asked && self.misses.is_away(&registry, Instant::now()) {
+        // Who asks for one image gets a try, whatever was a moment ago; who asks for all of
+        // hundreds does not wait for each one's patience.
+        let is_meant = why == Why::Asked && self.asked.len() == 1;
+        if !is_meant && self.misses.is_away(&registry, Instant::now()) {
             return Err(away(desired, &registry));
         }
         let begun = Instant::now();
@@ -384,6 +395,14 @@ impl Daemon {
     }
 }
 
+/// Whether it is the failure that is remembered, told in the same words.
+fn is_same(known: &serde_json::Value, error: &Error) -> bool {
+    let causes = known["causes"].as_array();
+    known["kind"] == error.kind().name()
+        && known["message"] == error.message()
+        && causes.is_some_and(|causes| causes.iter().eq(error.causes()))
+}
+
 fn undone_by_others(key: &Key) -> Error {
     Error::new(
         Kind::StoreDamaged,
@@ -419,6 +438,16 @@ fn unexpected() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_known_again() {
+        let error = Error::new(Kind::NotFound, "no such tag").because("404");
+        let known = serde_json::to_value(&error).expect("plain data");
+        assert!(is_same(&known, &error));
+        let other = Error::new(Kind::NotFound, "no such tag").because("410");
+        assert!(!is_same(&known, &other));
+        assert!(!is_same(&known, &error.with_kind(Kind::Unavailable)));
+    }
 
     #[test]
     fn a_registry_that_is_away_is_asked_again_after_a_moment() {
