@@ -39,14 +39,14 @@ reproduce: dist
 	cross/reproduce $(REPRODUCE)
 
 # The tests run the binaries they find, so those are built first; one at a time where memory
-# is measured.
+# is measured, and elsewhere more than there are cores, since they wait most of the time.
 test: export PATH := $(LAB)/containerd-1.6/usr/bin:$(LAB)/runc/usr/sbin:$(LAB)/docker-registry/usr/bin:$(PATH)
 test: deps dist
 	cross/cargo aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf -- test -p edgepull-platform
 	$(CARGO) build -p edgepull
-	$(CARGO) test --workspace --exclude edgepull-tests
+	RUST_TEST_THREADS=4 $(CARGO) test --workspace --exclude edgepull-tests
 	$(CARGO) test -p edgepull --test containerd -- --ignored --test-threads=1
-	$(CARGO) test -p edgepull-tests
+	RUST_TEST_THREADS=4 $(CARGO) test -p edgepull-tests
 	$(CARGO) test -p edgepull-tests --test resume -- --ignored
 
 soak: deps

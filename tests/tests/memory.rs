@@ -1,14 +1,15 @@
-//! A large image is pulled in little memory.
+//! A large image is pulled in little memory, by the file that is shipped: the pages of an
+//! unoptimised program are half as much again.
 #![allow(
     clippy::unwrap_used,
     reason = "a test: a panic with a position is the failure report"
 )]
 
 use edgepull_tests::containerd::Version;
-use edgepull_tests::edgepull::Edgepull;
 use edgepull_tests::image;
 use edgepull_tests::process::note;
-use edgepull_tests::scene::Scene;
+use edgepull_tests::scene::{NAMESPACE, Scene};
+use edgepull_tests::target::Target;
 use edgepull_tests::tools::Lab;
 
 /// What a pull may have resident at its peak.
@@ -24,22 +25,23 @@ fn light(what: &str, peak_kib: Option<u64>) {
     assert!(peak <= LIMIT_KIB, "{what}: {peak} KiB");
 }
 
+fn shipped() -> Target {
+    Target::named("x86_64-unknown-linux-musl")
+}
+
 #[test]
 fn a_pull_into_containerd() {
     let scene = Scene::new(Version::V1_7, image::big(LAYERS, EACH));
-    let call = scene.verb("pull").arg(&scene.reference).weighed();
-    let run = call.run().exits(0);
+    let pull = || {
+        let call = shipped().edgepull(["pull", &scene.reference]).json();
+        call.on(&scene.daemon, NAMESPACE).weighed().run().exits(0)
+    };
+    let run = pull();
     let report = run.element();
     assert!(report["bytes"]["downloaded"].as_u64().unwrap() > LAYERS * EACH);
     light("containerd", run.peak_kib);
     scene.greets();
-    let again = scene
-        .verb("pull")
-        .arg(&scene.reference)
-        .weighed()
-        .run()
-        .exits(0);
-    light("warm", again.peak_kib);
+    light("warm", pull().peak_kib);
 }
 
 #[test]
@@ -47,7 +49,8 @@ fn a_pull_into_a_layout() {
     let scene = Scene::new(Version::V2, image::big(LAYERS, EACH));
     let dir = Lab::get().run_dir("oci");
     let store = format!("oci:{}", dir.path().join("layout").display());
-    let call = Edgepull::new(["pull", &scene.reference, "--store", &store]).json();
+    let args = ["pull", &scene.reference, "--store", &store];
+    let call = shipped().edgepull(args).json();
     let run = call.weighed().run().exits(0);
     light("layout", run.peak_kib);
 }
