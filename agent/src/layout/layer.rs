@@ -3,7 +3,10 @@
 
 use std::io::{self, Read};
 
-use super::tar::{field, number, until_nul};
+use super::{
+    pax::next_record,
+    tar::{field, number, until_nul},
+};
 use crate::{
     error::{Error, Result},
     kind::Kind,
@@ -261,27 +264,7 @@ impl Extended {
         };
         let text = |value: &[u8]| Some(value.to_vec()).filter(|value| !value.is_empty());
         while !bytes.is_empty() {
-            let space = bytes
-                .iter()
-                .take(20)
-                .position(|byte| *byte == b' ')
-                .ok_or_else(broken)?;
-            let length = bytes
-                .get(..space)
-                .and_then(|digits| std::str::from_utf8(digits).ok())
-                .and_then(|digits| digits.parse::<usize>().ok())
-                .ok_or_else(broken)?;
-            let record = bytes
-                .get(space.saturating_add(1)..length)
-                .and_then(|record| record.strip_suffix(b"\n"))
-                .ok_or_else(broken)?;
-            bytes = bytes.get(length..).ok_or_else(broken)?;
-            let equals = record
-                .iter()
-                .position(|byte| *byte == b'=')
-                .ok_or_else(broken)?;
-            let (key, value) = record.split_at(equals);
-            let value = value.get(1..).unwrap_or_default();
+            let (key, value) = next_record(&mut bytes).ok_or_else(broken)?;
             match key {
                 b"path" => self.name = text(value),
                 b"size" => self.size = decimal(value)?,

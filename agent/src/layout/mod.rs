@@ -14,6 +14,7 @@ mod entries;
 mod inflate;
 mod ingest;
 mod layer;
+mod pax;
 mod reference;
 mod select;
 mod store;

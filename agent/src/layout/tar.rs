@@ -4,6 +4,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt};
 
+use super::pax::next_record;
 use crate::{
     error::{Error, Result},
     kind::Kind,
@@ -210,27 +211,7 @@ fn header_name(header: &[u8]) -> Vec<u8> {
 fn parse_pax(mut bytes: &[u8], extended: &mut Extended) -> Result<()> {
     let broken = || invalid("the archive has a damaged extended header");
     while !bytes.is_empty() {
-        let space = bytes
-            .iter()
-            .take(8)
-            .position(|byte| *byte == b' ')
-            .ok_or_else(broken)?;
-        let length = bytes
-            .get(..space)
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| digits.parse::<usize>().ok())
-            .ok_or_else(broken)?;
-        let record = bytes
-            .get(space.saturating_add(1)..length)
-            .and_then(|record| record.strip_suffix(b"\n"))
-            .ok_or_else(broken)?;
-        bytes = bytes.get(length..).ok_or_else(broken)?;
-        let equals = record
-            .iter()
-            .position(|byte| *byte == b'=')
-            .ok_or_else(broken)?;
-        let (key, value) = record.split_at(equals);
-        let value = value.get(1..).unwrap_or_default();
+        let (key, value) = next_record(&mut bytes).ok_or_else(broken)?;
         match key {
             b"path" => extended.name = Some(value.to_vec()),
             b"size" => {
