@@ -28,6 +28,7 @@ pub mod redact;
 pub mod registry;
 pub mod resolve;
 pub mod schedule;
+pub mod session;
 pub mod source;
 pub mod status;
 mod table;

@@ -82,7 +82,7 @@ const LAYERS: &[&[&str]] = &[
     ],
     &["registry", "containerd", "layout", "resolve", "desired"],
     &["pull", "config", "asked", "reconcile"],
-    &["keep"],
+    &["keep", "session"],
     &["status", "metrics"],
     &["daemon"],
     &["cli"],

@@ -3,27 +3,22 @@
 use std::{
     path::{Path, PathBuf},
     sync::OnceLock,
-    time::Duration,
 };
 
-use edgepull_platform::{Facts, Host, Platform, Selects, detect};
+use edgepull_platform::{Facts, Host, Selects};
 
 use super::{args::Global, output::Printer};
 use crate::{
-    asked::{Asked, Lookup, Reader, compares_os_features},
+    asked::Asked,
     config::Config,
-    containerd::Engine,
-    engine::{self, Overrides, Profile},
     error::{Error, Result},
     kind::Kind,
     layout::{LayoutRef, Local},
     oci::{Document, Reference},
-    registry::{Client, Credentials, Environment, Repo, Settings},
+    registry::{Client, Repo},
+    session::{Attached, Flags, Session},
     source::Source,
 };
-
-/// How long a local socket may take to answer.
-const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Shared by the verbs of one call.
 #[derive(Debug)]
@@ -32,29 +27,8 @@ pub(crate) struct Context {
     pub(crate) printer: Printer,
     /// The namespace that this call names, whatever is configured.
     pub(crate) named_namespace: Option<String>,
-    config: Config,
-    rate: Option<u64>,
-    host: OnceLock<Host>,
+    session: Session,
     client: OnceLock<Client>,
-}
-
-/// An engine that answered, and what its reader will look up on this host.
-#[derive(Debug, Clone)]
-pub(crate) struct Attached {
-    pub(crate) engine: Engine,
-    pub(crate) profile: Profile,
-    pub(crate) snapshotter: String,
-    pub(crate) platform: Platform,
-}
-
-impl Attached {
-    /// How its engine looks images up.
-    fn lookup(&self) -> Lookup<'_> {
-        Lookup {
-            platform: &self.platform,
-            os_features: compares_os_features(&self.engine),
-        }
-    }
 }
 
 /// What a REF on the command line stands for.
@@ -99,107 +73,42 @@ impl Target {
 }
 
 impl Context {
-    /// Where a flag is not given, its key in the configuration counts.
-    pub(crate) fn new(global: Global, config: Config, printer: Printer) -> Self {
+    /// `rate` is what all downloads of the call share (bytes a second). Where a flag is not
+    /// given, its key in the configuration counts.
+    pub(crate) fn new(global: Global, config: Config, printer: Printer, rate: Option<u64>) -> Self {
+        let session = Session::new(flags(&global, rate), config.clone());
         let mut global = global;
         let named_namespace = global.namespace.clone();
-        global.address = global.address.or_else(|| config.address.clone());
-        global.namespace = global.namespace.or_else(|| config.namespace.clone());
-        global.snapshotter = global.snapshotter.or_else(|| config.snapshotter.clone());
-        global.hosts_dir = global.hosts_dir.or_else(|| config.hosts_dir.clone());
+        global.address = global.address.or(config.address);
+        global.namespace = global.namespace.or(config.namespace);
         Self {
             global,
             printer,
             named_namespace,
-            config,
-            rate: None,
-            host: OnceLock::new(),
+            session,
             client: OnceLock::new(),
         }
     }
 
-    /// Bytes a second that all downloads of the call share.
-    pub(crate) fn limit_rate(self, rate: Option<u64>) -> Self {
-        Self { rate, ..self }
-    }
-
     pub(crate) fn config(&self) -> &Config {
-        &self.config
+        self.session.config()
     }
 
     /// The host truth: of this machine, or of the recorded one.
     pub(crate) fn host(&self) -> Result<&Host> {
-        if let Some(host) = self.host.get() {
-            return Ok(host);
-        }
-        let host = detect(&self.facts()?).map_err(|error| {
-            Error::new(Kind::Internal, "cannot tell what this host is")
-                .caused_by(&error)
-                .hint("run `edgepull detect --record DIR` and attach the directory to a report")
-        })?;
-        Ok(self.host.get_or_init(|| host))
+        self.session.host()
     }
 
     pub(crate) fn facts(&self) -> Result<Facts> {
-        match &self.global.sysroot {
-            Some(dir) => Facts::recorded(dir).map_err(|error| {
-                Error::new(
-                    Kind::Usage,
-                    format_args!("cannot read the recorded host `{}`", dir.display()),
-                )
-                .caused_by(&error)
-                .hint("`edgepull detect --record DIR` writes such a directory")
-            }),
-            None => Facts::live().map_err(|error| {
-                Error::new(Kind::Internal, "cannot read this host's facts").caused_by(&error)
-            }),
-        }
+        self.session.facts()
     }
 
     pub(crate) fn client(&self) -> Result<&Client> {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
-        let credentials = Credentials::discover(
-            self.global.creds.as_deref(),
-            self.global.authfile.as_deref(),
-            &Environment::of_process(),
-        );
-        let settings = Settings {
-            plain_http: self.global.plain_http,
-            hosts_dirs: self.hosts_dirs()?,
-            credentials,
-            ..self.config.settle(Settings::default())
-        };
-        let client = Client::new(Settings {
-            rate: self.rate.or(settings.rate),
-            ..settings
-        });
+        let client = self.session.client()?;
         Ok(self.client.get_or_init(|| client))
-    }
-
-    /// Where `hosts.toml` files are: named, or the engine's. With a recorded host, too,
-    /// it is this machine that asks the registry, with its own settings.
-    fn hosts_dirs(&self) -> Result<Vec<PathBuf>> {
-        let Some(named) = &self.global.hosts_dir else {
-            return Ok(engine::hosts_dirs(self.profile().ok().as_ref()));
-        };
-        let dirs: Vec<PathBuf> = std::env::split_paths(named)
-            .filter(|dir| !dir.as_os_str().is_empty())
-            .collect();
-        for dir in &dirs {
-            if !dir.is_dir() {
-                return Err(Error::new(
-                    Kind::Config,
-                    format_args!(
-                        "`{}`, the place of hosts.toml files, is no folder",
-                        dir.display()
-                    ),
-                )
-                .hint("it holds a folder for each registry, with a hosts.toml in it"));
-            }
-        }
-        Ok(dirs)
     }
 
     /// Parses a registry reference.
@@ -235,33 +144,9 @@ impl Context {
         Ok(Target::Registry { reference, repo })
     }
 
-    /// The profile that the flags and the running engines decide.
-    pub(crate) fn profile(&self) -> Result<Profile> {
-        engine::choose(&Overrides {
-            address: self.global.address.clone(),
-            namespace: self.global.namespace.clone(),
-        })
-    }
-
     /// Connects to the engine, or says why that is not possible.
     pub(crate) async fn attach(&self) -> Result<Attached> {
-        let profile = self.profile()?;
-        let engine = Engine::connect(&profile.address, &profile.namespace, ENGINE_TIMEOUT).await?;
-        let snapshotter = engine
-            .snapshotter(self.global.snapshotter.as_deref())?
-            .name
-            .clone();
-        let platform = match engine.platform() {
-            Some(platform) => platform.clone(),
-            // An engine that does not say is taken to be what the host is.
-            None => self.host()?.platform.clone(),
-        };
-        Ok(Attached {
-            engine,
-            profile,
-            snapshotter,
-            platform,
-        })
+        self.session.attach(None).await
     }
 
     /// The engine if one answers. A recorded host has none; a socket that was named
@@ -279,12 +164,7 @@ impl Context {
 
     /// What the store's reader will look up on this host.
     pub(crate) fn selects(&self, attached: Option<&Attached>) -> Result<Selects> {
-        let reader = Reader {
-            host: Some(self.host()?),
-            engine: attached.map(Attached::lookup),
-            variant_best: false,
-        };
-        reader.selects()
+        self.session.selects(attached)
     }
 
     /// `--platform` on `check`, `pull` and `export`: one want for each, `all` left out
@@ -302,22 +182,24 @@ impl Context {
             platforms
         };
         list.iter()
-            .map(|text| self.want(text, attached, variant_best))
+            .map(|text| self.session.asked(text, attached, variant_best))
             .collect()
     }
+}
 
-    fn want(&self, text: &str, attached: Option<&Attached>, variant_best: bool) -> Result<Asked> {
-        let host = match text {
-            "host" => Some(self.host()?),
-            "all" => None,
-            _ => self.host().ok(),
-        };
-        let reader = Reader {
-            host,
-            engine: attached.map(Attached::lookup),
-            variant_best,
-        };
-        Asked::read(text, reader)
+/// What the flags say, for a session.
+pub(crate) fn flags(global: &Global, rate: Option<u64>) -> Flags {
+    Flags {
+        address: global.address.clone(),
+        namespace: global.namespace.clone(),
+        snapshotter: global.snapshotter.clone(),
+        hosts_dir: global.hosts_dir.clone(),
+        plain_http: global.plain_http,
+        authfile: global.authfile.clone(),
+        creds: global.creds.clone(),
+        sysroot: global.sysroot.clone(),
+        rate,
+        runtime_dir: state_dir(),
     }
 }
 

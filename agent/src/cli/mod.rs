@@ -167,7 +167,7 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
         | Verb::Agent(_) => Config::default(),
         _ => Config::load(cli.global.config.as_deref())?,
     };
-    let context = Context::new(cli.global, config, printer).limit_rate(rate);
+    let context = Context::new(cli.global, config, printer, rate);
     match cli.verb {
         Verb::Detect { record } => command::detect::run(&context, record.as_deref()).await,
         Verb::Inspect(look) => command::inspect::run(&context, &look, false).await,

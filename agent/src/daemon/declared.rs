@@ -53,7 +53,7 @@ impl Daemon {
                 if text != self.declared.config {
                     self.declared.config = text;
                     self.session.configure(config);
-                    self.settings = self.session.config().timing(self.session.machine());
+                    self.settings = self.session.timing();
                     // Its engine may be another one, and what is being done is done by the
                     // settings before.
                     self.generation = self.generation.wrapping_add(1);

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-use super::session::{Attached, Session};
 use crate::{
     containerd::events::{Change, Changes},
     error::{Error, Result},
     kind::Kind,
+    session::{Attached, Session},
 };
 
 /// Waits between tries to reach an engine that does not answer.
@@ -131,7 +131,7 @@ impl Engines {
             if known {
                 continue;
             }
-            match session.attach(namespace.as_deref()).await {
+            match session.join(namespace.as_deref()).await {
                 Ok(attached) => {
                     self.attached
                         .insert(attached.engine.namespace().to_owned(), attached);

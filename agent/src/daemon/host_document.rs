@@ -3,6 +3,8 @@
 use edgepull_platform::{Host, Platform};
 use serde::Serialize;
 
+use crate::session::Attached;
+
 /// What this host is, what its engine's reader looks up, and which engine that is.
 #[derive(Debug, Serialize)]
 pub struct HostDocument<'a> {
@@ -10,6 +12,19 @@ pub struct HostDocument<'a> {
     pub host: &'a Host,
     pub selects: &'a [Platform],
     pub engine: Option<EngineRow>,
+}
+
+impl EngineRow {
+    pub fn of(attached: &Attached) -> Self {
+        Self {
+            name: attached.profile.name,
+            address: attached.profile.address.display().to_string(),
+            namespace: attached.profile.namespace.clone(),
+            snapshotter: attached.snapshotter.clone(),
+            version: attached.engine.version().to_owned(),
+            platform: attached.platform.clone(),
+        }
+    }
 }
 
 /// The engine in it.

@@ -16,7 +16,7 @@ mod pruning;
 mod refusals;
 mod run;
 mod saving;
-pub mod session;
+mod session;
 pub mod socket;
 mod start;
 mod state_lock;

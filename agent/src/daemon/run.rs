@@ -27,7 +27,6 @@ use super::{
     look::Blind,
     notify::Notifier,
     saving::Saving,
-    session::Session,
     state_lock::StateLock,
     worker::Worker,
 };
@@ -38,6 +37,7 @@ use crate::{
     metrics,
     reconcile::{Memory, Observed, StateFile, Step, plan},
     schedule::Settings,
+    session::Session,
 };
 
 /// Everything is looked at so often, whatever else happens: not every change is told.
@@ -132,7 +132,7 @@ impl Daemon {
         if let Some(error) = damaged {
             super::journal::report(&error, None);
         }
-        let settings = session.config().timing(session.machine());
+        let settings = session.timing();
         let mut daemon = Self {
             session,
             places,

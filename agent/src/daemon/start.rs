@@ -15,7 +15,6 @@ use super::{
     notify::Notifier,
     refusals::count_refusals,
     run::{Daemon, News, Places},
-    session::Session,
     socket::{Control, Scrapes},
     watch::Watch,
 };
@@ -24,6 +23,7 @@ use crate::{
     error::{Error, Result},
     kind::Kind,
     metrics::Metrics,
+    session::Session,
     status::Board,
 };
 

@@ -5,19 +5,16 @@ use std::path::{Path, PathBuf};
 use super::super::{
     Failures,
     args::{self, Global},
-    context::{Context, state_dir},
+    context::{self, Context, state_dir},
     output,
 };
 use crate::{
     config::Config,
-    daemon::{
-        self, Places,
-        session::{Flags, Session},
-        worker,
-    },
+    daemon::{self, Places, worker},
     desired::{Directory, Source},
     error::{Error, Result},
     kind::Kind,
+    session::Session,
 };
 
 /// Where images are declared, beside the configuration.
@@ -30,7 +27,7 @@ pub(crate) async fn run(
     global: &Global,
     call: &args::Agent,
 ) -> Result<Failures> {
-    let flags = flags(global);
+    let flags = context::flags(global, None);
     if call.worker {
         worker::serve(|config| Session::new(flags, config)).await?;
         return Ok(Failures::new());
@@ -74,19 +71,6 @@ pub(crate) async fn run(
     });
     let faults = status.daemon.faults.iter().map(Error::kind);
     Ok(failures.chain(faults).collect())
-}
-
-fn flags(global: &Global) -> Flags {
-    Flags {
-        address: global.address.clone(),
-        namespace: global.namespace.clone(),
-        snapshotter: global.snapshotter.clone(),
-        hosts_dir: global.hosts_dir.clone(),
-        plain_http: global.plain_http,
-        authfile: global.authfile.clone(),
-        creds: global.creds.clone(),
-        runtime_dir: state_dir(),
-    }
 }
 
 /// Where the daemon's things are: beside a named configuration, where systemd says, or

@@ -10,15 +10,12 @@ use std::{
 
 use edgepull_platform::{Host, Selects};
 
-use super::super::{
-    Failures,
-    context::{Attached, Context},
-    output,
-};
+use super::super::{Failures, context::Context, output};
 use crate::{
     daemon::{EngineRow, HostDocument},
     error::{Error, Result},
     kind::Kind,
+    session::Attached,
 };
 
 /// Where dockers listen.
@@ -68,7 +65,7 @@ pub(crate) async fn run(context: &Context, record: Option<&Path>) -> Result<Fail
         context.printer.document(&HostDocument {
             host: &host,
             selects: &selects.platforms,
-            engine: attached.as_ref().map(engine_row),
+            engine: attached.as_ref().map(EngineRow::of),
         });
     } else {
         context
@@ -76,17 +73,6 @@ pub(crate) async fn run(context: &Context, record: Option<&Path>) -> Result<Fail
             .text(&text(context, &host, &selects, attached.as_ref()));
     }
     Ok(Failures::new())
-}
-
-fn engine_row(attached: &Attached) -> EngineRow {
-    EngineRow {
-        name: attached.profile.name,
-        address: attached.profile.address.display().to_string(),
-        namespace: attached.profile.namespace.clone(),
-        snapshotter: attached.snapshotter.clone(),
-        version: attached.engine.version().to_owned(),
-        platform: attached.platform.clone(),
-    }
 }
 
 fn text(context: &Context, host: &Host, selects: &Selects, attached: Option<&Attached>) -> String {

@@ -6,7 +6,7 @@ use super::{
     super::{
         Failures,
         args::Progress,
-        context::{Attached, Context, Target, state_dir},
+        context::{Context, Target, state_dir},
         progress,
     },
     row::{Bytes, Row, print},
@@ -22,6 +22,7 @@ use crate::{
     pull::{self, Choice, image::is_artifact},
     registry::Repo,
     resolve::resolve,
+    session::Attached,
     source::{Nearest, Source},
 };
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::super::{
     Failures,
     args::Look,
-    context::{Attached, Context, Target},
+    context::{Context, Target},
     output,
 };
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     kind::Kind,
     oci::{Digest, MediaType},
     resolve::{Entry, Resolution, Want, resolve},
+    session::Attached,
 };
 
 #[derive(Serialize)]

@@ -6,7 +6,7 @@ use std::{path::Path, time::Instant};
 use super::{
     super::{
         Failures, args,
-        context::{Attached, Context, state_dir},
+        context::{Context, state_dir},
         progress,
     },
     row::{Bytes, Row, print},
@@ -23,6 +23,7 @@ use crate::{
         image::{self, is_artifact},
     },
     resolve::Want,
+    session::Attached,
     source::{InHand, Nearest, Source},
 };
 

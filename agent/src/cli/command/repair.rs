@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::super::{
     Failures, args,
-    context::{Attached, Context, state_dir},
+    context::{Context, state_dir},
     output, progress,
 };
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     kind::Kind,
     oci::Reference,
     resolve::Want,
+    session::Attached,
 };
 
 /// Lines of detail for one image; JSON has them all.

@@ -6,16 +6,14 @@ use edgepull_platform::Platform;
 use serde::Serialize;
 
 use super::{
-    super::{
-        context::{Attached, Context},
-        output,
-    },
+    super::{context::Context, output},
     verdict::RunVerdict,
 };
 use crate::{
     error::Error,
     oci::{Digest, Document},
     pull::{Outcome, Status},
+    session::Attached,
 };
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]

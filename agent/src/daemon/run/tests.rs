@@ -3,11 +3,11 @@ use std::fs;
 use super::*;
 use crate::{
     config::Config,
-    daemon::session::Flags,
     error::Error,
     kind::Kind,
     metrics::Metrics,
     reconcile::Step,
+    session::Flags,
     status::{Board, Ready, State},
 };
 

@@ -19,7 +19,6 @@ use super::{Answer, Done, Hello, Job, Pulled, Rechecked, Spent, Work};
 use crate::{
     choice::Choice,
     config::Config,
-    daemon::session::{Attached, Session},
     error::{Error, Result},
     event::{Event, Events, Observer},
     keep::{self, AGENT},
@@ -28,6 +27,7 @@ use crate::{
     pull::{Found, Puller, image},
     registry::{Client, Counts},
     resolve::Want,
+    session::{Attached, Session},
 };
 
 /// How often bytes that came in are told.
@@ -278,7 +278,7 @@ impl Bench {
 
     async fn prepare(&mut self, job: &Job) -> Result<()> {
         if !self.attached.contains_key(&job.namespace) {
-            let attached = self.session.attach(Some(&job.namespace)).await?;
+            let attached = self.session.join(Some(&job.namespace)).await?;
             self.attached.insert(job.namespace.clone(), attached);
         }
         if self.client.is_none() {
