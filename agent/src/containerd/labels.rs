@@ -42,6 +42,14 @@ const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source";
 /// containerd refuses a label whose key and value together are longer (bytes).
 pub const MAX_LABEL: usize = 4096;
 
+/// What takes those of `keys` away that are among `labels`: an empty value removes one.
+pub fn taken_away(labels: &Labels, keys: &[&str]) -> Labels {
+    keys.iter()
+        .filter(|key| labels.contains_key(**key))
+        .map(|key| ((*key).to_owned(), String::new()))
+        .collect()
+}
+
 /// On the config blob: keeps the top snapshot, and through it the whole chain.
 pub fn gc_snapshot_key(snapshotter: &str) -> String {
     format!("{GC_SNAPSHOT}.{snapshotter}")

@@ -211,11 +211,18 @@ impl Engine {
 
     /// Removes an active snapshot. It is no failure if it is gone.
     pub async fn remove_snapshot(&self, snapshot: &ActiveSnapshot) -> Result<()> {
+        self.remove_snapshot_named(&snapshot.snapshotter, &snapshot.key)
+            .await
+    }
+
+    /// Removes a snapshot by its name, committed or not. It is no failure if it is gone;
+    /// one that others stand on is refused by containerd.
+    pub async fn remove_snapshot_named(&self, snapshotter: &str, name: &str) -> Result<()> {
         let message = RemoveSnapshotRequest {
-            snapshotter: snapshot.snapshotter.clone(),
-            key: snapshot.key.clone(),
+            snapshotter: snapshotter.to_owned(),
+            key: name.to_owned(),
         };
-        let action = format!("remove snapshot `{}`", snapshot.key);
+        let action = format!("remove snapshot `{name}`");
         let answer = self
             .call(&action, DIRECTORIES, message, |c, r| async move {
                 client(c).remove(r).await

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use containerd_client::{
     services::v1::snapshots::{
-        Kind, ListSnapshotsRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
-        snapshots_client::SnapshotsClient,
+        Kind, ListSnapshotsRequest, ViewSnapshotRequest, snapshots_client::SnapshotsClient,
     },
     types::Mount,
 };
@@ -13,7 +12,7 @@ use tonic::transport::Channel;
 
 use super::{
     client::{DIRECTORIES, Engine, MAX_MESSAGE, METADATA},
-    failure::{Cause, Failure, Outcome},
+    failure::{Failure, Outcome},
 };
 use crate::error::Result;
 
@@ -76,25 +75,6 @@ impl Engine {
             })
             .await?;
         Ok(answer.mounts)
-    }
-
-    /// Removes a snapshot by its name, committed or not. It is no failure if it is gone;
-    /// one that others stand on is refused by containerd.
-    pub async fn remove_snapshot_named(&self, snapshotter: &str, name: &str) -> Result<()> {
-        let message = RemoveSnapshotRequest {
-            snapshotter: snapshotter.to_owned(),
-            key: name.to_owned(),
-        };
-        let action = format!("remove snapshot `{name}`");
-        let answer = self
-            .call(&action, DIRECTORIES, message, |c, r| async move {
-                client(c).remove(r).await
-            })
-            .await;
-        match answer {
-            Err(failure) if failure.cause != Cause::Missing => Err(failure.into()),
-            _ => Ok(()),
-        }
     }
 }
 

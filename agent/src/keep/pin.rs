@@ -6,7 +6,7 @@ use crate::{
     containerd::{
         Engine,
         image::{ImageRecord, Put},
-        labels::{CRI_PINNED, Labels, MANAGED, PINNED, PINNED_BY},
+        labels::{CRI_PINNED, Labels, MANAGED, PINNED, PINNED_BY, taken_away},
         records::{Record, RecordsFor, records},
     },
     error::Result,
@@ -114,11 +114,7 @@ pub(super) fn without_pin(record: &ImageRecord) -> Option<Labels> {
 
 /// A pin's labels on the record, to take away.
 pub(super) fn pin_labels(record: &ImageRecord) -> Labels {
-    [CRI_PINNED.0, PINNED.0, PINNED_BY]
-        .into_iter()
-        .filter(|key| record.labels.contains_key(*key))
-        .map(|key| (key.to_owned(), String::new()))
-        .collect()
+    taken_away(&record.labels, &[CRI_PINNED.0, PINNED.0, PINNED_BY])
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::{
     containerd::{
         Engine, K8S_NAMESPACE,
         image::ImageRecord,
-        labels::{CRI_MANAGED, CRI_PINNED, Labels, MANAGED, PREVIOUS, PREVIOUS_SINCE},
+        labels::{CRI_MANAGED, CRI_PINNED, Labels, MANAGED, PREVIOUS, PREVIOUS_SINCE, taken_away},
     },
     desired::Desired,
     error::Result,
@@ -136,11 +136,7 @@ async fn release(
 
 /// The labels to take away from what is held no longer.
 pub(super) fn unheld(record: &ImageRecord) -> Labels {
-    [PREVIOUS, PREVIOUS_SINCE]
-        .into_iter()
-        .filter(|key| record.labels.contains_key(*key))
-        .map(|key| (key.to_owned(), String::new()))
-        .collect()
+    taken_away(&record.labels, &[PREVIOUS, PREVIOUS_SINCE])
 }
 
 #[cfg(test)]
