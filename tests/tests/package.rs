@@ -220,6 +220,47 @@ fn completions(dist: &Dist) {
     process::run(Command::new("bash").args(["-c", script, "bash"]).arg(file)).ok();
 }
 
+/// The script of the package, `purge`, where the copy of the program that prerm made is `program`;
+/// in a mount namespace of its own, since the paths are the system's.
+fn purge(program: Option<&str>) -> Output {
+    let script = r#"
+        for dir in /run /var/lib /etc/edgepull; do
+            [ ! -d $dir ] || mount -t tmpfs -o mode=755 none $dir
+        done
+        mkdir -p /var/lib/edgepull/.purge
+        cd /var/lib/edgepull/.purge
+        if [ -n "$2" ]; then
+            echo "$2" >edgepull
+            chmod 755 edgepull
+        fi
+        touch config.toml
+        sh "$1" purge
+        [ ! -e /var/lib/edgepull ]
+    "#;
+    let postrm = Lab::get().workspace().join("cross/debian/postrm");
+    process::run(
+        Command::new("unshare")
+            .args(["--mount", "sh", "-euc", script, "sh"])
+            .arg(postrm)
+            .arg(program.unwrap_or_default())
+            .env("DPKG_MAINTSCRIPT_PACKAGE", "edgepull"),
+    )
+    .ok()
+}
+
+#[test]
+fn a_purge_that_cannot_drop_pins_says_how() {
+    let good = r#"#!/bin/sh
+[ "$*" = '--config=/var/lib/edgepull/.purge/config.toml prune --release' ]"#;
+    assert_eq!(purge(Some(good)).stderr, "");
+    for program in [None, Some("#!/bin/sh\nexit 40"), Some("#!/no/such/program")] {
+        let said = purge(program).stderr;
+        let hint = "ctr -n NAMESPACE images label REF io.edgepull.pin= io.edgepull.pinned= \
+                    io.cri-containerd.pinned=\n";
+        assert!(said.ends_with(hint), "{program:?}: {said}");
+    }
+}
+
 #[test]
 fn every_option_of_the_unit_has_its_reason() {
     let path = Lab::get().workspace().join("systemd/edgepull.service");
