@@ -28,7 +28,7 @@ struct Dist {
 }
 
 impl Dist {
-    fn make(umask: &str) -> Self {
+    fn make(umask: &str, file_system: &str) -> Self {
         let dir = Lab::get().run_dir("dist");
         let triples: Vec<String> = Target::all().into_iter().map(|t| t.triple).collect();
         for triple in &triples {
@@ -36,14 +36,17 @@ impl Dist {
             fs::create_dir(&place).unwrap();
             fs::copy(Target::named(triple).file(), place.join("edgepull")).unwrap();
         }
-        // Started elsewhere, with another mask and other temporary files.
+        // Started elsewhere, with another mask and temporary files on another file system.
+        let temporary = dir.path().join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        let script = "[ $2 = disk ] || mount -t $2 none $TMPDIR; umask $1; exec $3 all";
         process::run_within(
-            Command::new("sh")
-                .args(["-c", "umask $1; exec $2 all", "sh", umask])
+            Command::new("unshare")
+                .args(["--mount", "sh", "-ec", script, "sh", umask, file_system])
                 .arg(Lab::get().workspace().join("cross/package"))
                 .current_dir(dir.path())
                 .env("EDGEPULL_DIST", dir.path())
-                .env("TMPDIR", dir.path())
+                .env("TMPDIR", temporary)
                 .env("LANG", "de_DE.UTF-8"),
             std::time::Duration::from_secs(300),
         )
@@ -89,8 +92,8 @@ fn dpkg_deb(args: &[&str], file: &Path, to: Option<&Path>) -> Output {
 /// All in one test: making them takes longest.
 #[test]
 fn packages_are_reproducible_and_whole() {
-    let dist = Dist::make("022");
-    let again = Dist::make("077");
+    let dist = Dist::make("022", "disk");
+    let again = Dist::make("077", "tmpfs");
     let (files, others) = (dist.files(), again.files());
     let names: Vec<&String> = files.keys().collect();
     assert_eq!(names, others.keys().collect::<Vec<_>>());
