@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -135,6 +136,7 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
         "usr/lib/systemd/system/edgepull.service",
         "usr/lib/sysusers.d/edgepull.conf",
         "usr/lib/tmpfiles.d/edgepull.conf",
+        "usr/lib/systemd/catalog/edgepull.catalog",
         "usr/share/man/man1/edgepull.1.gz",
         "usr/share/man/man5/edgepull-hosts.5.gz",
         "usr/share/man/man5/edgepull-images.5.gz",
@@ -162,21 +164,62 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
 fn tarball(dist: &Dist) {
     let name = format!("edgepull-{}-aarch64-unknown-linux-musl", version());
     let archive = dist.dir.path().join(format!("{name}.tar.gz"));
-    let listed = process::run(Command::new("tar").arg("-tzf").arg(archive)).ok();
-    for file in [
-        "edgepull",
-        "INSTALL",
-        "LICENSE",
-        "README.md",
-        "config.toml",
-        "images.d/example.txt",
-        "systemd/edgepull.service",
-        "man/edgepull.1",
-        "completions/edgepull.bash",
-    ] {
-        let file = format!("{name}/{file}");
-        assert!(listed.text().lines().any(|line| line == file), "{file}");
+    process::run(
+        Command::new("tar")
+            .arg("-C")
+            .arg(dist.dir.path())
+            .arg("-xzf")
+            .arg(archive),
+    )
+    .ok();
+    let dir = dist.dir.path().join(name);
+    for file in ["LICENSE", "README.md", "completions/edgepull.bash"] {
+        assert!(dir.join(file).is_file(), "{file}");
     }
+    let root = dist.dir.path().join("installed");
+    let at = |path: &str| root.join(path);
+    fs::create_dir_all(at("usr/bin")).unwrap();
+    install(&dir, &root);
+    for file in [
+        "usr/lib/systemd/system/edgepull.service",
+        "usr/lib/sysusers.d/edgepull.conf",
+        "usr/lib/tmpfiles.d/edgepull.conf",
+        "usr/lib/systemd/catalog/edgepull.catalog",
+        "etc/edgepull/images.d/example.txt",
+        // Calls of the command line by others than root read it.
+        "etc/edgepull/config.toml",
+    ] {
+        let found = fs::metadata(at(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert_eq!(found.permissions().mode() & 0o777, 0o644, "{file}");
+    }
+    // An upgrade leaves alone what somebody wrote, or took away.
+    fs::write(at("etc/edgepull/config.toml"), "# mine\n").unwrap();
+    fs::remove_file(at("etc/edgepull/images.d/example.txt")).unwrap();
+    fs::write(at("usr/bin/edgepull"), "old").unwrap();
+    install(&dir, &root);
+    assert_eq!(
+        fs::read_to_string(at("etc/edgepull/config.toml")).unwrap(),
+        "# mine\n"
+    );
+    assert!(!at("etc/edgepull/images.d/example.txt").exists());
+    assert!(
+        fs::read(at("usr/bin/edgepull")).unwrap() == fs::read(dir.join("edgepull")).unwrap(),
+        "the program is not the new one"
+    );
+}
+
+/// What `INSTALL` says, below another root and without what needs the system's systemd.
+fn install(dir: &Path, root: &Path) {
+    let text = fs::read_to_string(dir.join("INSTALL")).unwrap();
+    let commands: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| !line.starts_with("system") && !line.starts_with("journalctl"))
+        .map(|line| line.replace(" /", &format!(" {}/", root.display())))
+        .collect();
+    assert!(commands.len() > 5, "{text}");
+    let script = commands.join("\n");
+    process::run(Command::new("sh").args(["-euxc", &script]).current_dir(dir)).ok();
 }
 
 fn lintian(dist: &Dist) {
