@@ -36,11 +36,9 @@ fn others_images_stay_unless_forced(version: Version) {
     scene.daemon.pull(NAMESPACE, &theirs).ok();
 
     let own = (ours.clone(), json!("cli"), true);
-    assert_eq!(listed(&scene, &[]), [own.clone()]);
-    assert_eq!(
-        listed(&scene, &["--all"]),
-        [own.clone(), (theirs.clone(), Value::Null, false)]
-    );
+    let all = [own, (theirs.clone(), Value::Null, false)];
+    assert_eq!(listed(&scene, &[]), all[..1]);
+    assert_eq!(listed(&scene, &["--all"]), all);
 
     let rm = |args: &[&str]| scene.verb("rm").args(args).run();
     let refused = rm(&[&theirs]).exits(2).element();
