@@ -1,6 +1,6 @@
 //! The command line: flags and verbs, nothing decided yet.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -337,18 +337,7 @@ pub(crate) struct Look {
 pub(crate) struct DaemonArg {
     /// The daemon's control socket
     #[arg(long, env = "EDGEPULL_SOCKET", default_value = crate::daemon::SOCKET, value_name = "PATH")]
-    socket: PathBuf,
-}
-
-impl DaemonArg {
-    /// A variable that is set to nothing is as good as not set.
-    pub(crate) fn socket(&self) -> &Path {
-        if self.socket.as_os_str().is_empty() {
-            Path::new(crate::daemon::SOCKET)
-        } else {
-            &self.socket
-        }
-    }
+    pub(crate) socket: PathBuf,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -233,14 +233,14 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
             reference,
             ready,
             daemon,
-        } => command::status::run(&context, daemon.socket(), reference.as_deref(), ready).await,
+        } => command::status::run(&context, &daemon.socket, reference.as_deref(), ready).await,
         Verb::Sync {
             reference,
             no_wait,
             daemon,
-        } => command::status::sync(&context, daemon.socket(), reference.as_deref(), !no_wait).await,
+        } => command::status::sync(&context, &daemon.socket, reference.as_deref(), !no_wait).await,
         Verb::Wait { timeout, daemon } => {
-            command::wait::run(&context, daemon.socket(), timeout).await
+            command::wait::run(&context, &daemon.socket, timeout).await
         }
         Verb::Completions { shell } => {
             let mut text = Vec::new();
