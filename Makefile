@@ -10,7 +10,7 @@
 #   make dist    one static file for each target of cross/targets, into dist/TARGET/, checked;
 #                packages of them, dist/*.deb and dist/*.tar.gz
 #   make reproduce  builds REPRODUCE (default: every target) once more elsewhere and compares
-#   make build   the release binary, target/release/edgepull
+#   make build   the release binary, target/release/edgepull, and what is missing for it
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
@@ -22,7 +22,8 @@ LAB := $(CURDIR)/build/lab
 
 .PHONY: build demo test soak dist reproduce lint bench fuzz deps clean
 
-build: deps
+build:
+	tests/setup build
 	$(CARGO) build --release -p edgepull
 
 deps:
