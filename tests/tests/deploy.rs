@@ -13,7 +13,7 @@ use std::process::Command;
 use edgepull_tests::edgepull::Edgepull;
 use edgepull_tests::process::{self, Output};
 use edgepull_tests::tools::Lab;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn file(path: &str) -> PathBuf {
     Lab::get().workspace().join(path)
@@ -96,6 +96,36 @@ fn promtool_takes_the_rules_and_they_fire() {
     };
     promtool(["check", "rules", "edgepull.rules.yml"]);
     promtool(["test", "rules", "edgepull.test.yml"]);
+}
+
+#[test]
+fn promtool_takes_what_the_dashboard_asks() {
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/edgepull.json")).unwrap();
+    let mut expressions = Vec::new();
+    strings(&dashboard, "expr", &mut expressions);
+    let rules: Vec<Value> = expressions
+        .iter()
+        .enumerate()
+        .map(|(at, expression)| {
+            let expression = expression
+                .replace("$__rate_interval", "5m")
+                .replace("$job", ".*")
+                .replace("$instance", ".*");
+            json!({ "record": format!("panel:{at}"), "expr": expression })
+        })
+        .collect();
+    assert!(rules.len() > 10);
+    let dir = Lab::get().run_dir("panels");
+    let path = dir.path().join("panels.yml");
+    // JSON is YAML.
+    let text = json!({ "groups": [{ "name": "panels", "rules": rules }] }).to_string();
+    fs::write(&path, text).unwrap();
+    process::run(
+        Command::new(Lab::get().tool("prometheus/usr/bin/promtool"))
+            .args(["check", "rules"])
+            .arg(&path),
+    )
+    .ok();
 }
 
 /// The text of a `|` block of a manifest, by its key.
