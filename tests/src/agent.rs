@@ -20,6 +20,9 @@ use crate::tools::{Lab, RunDir};
 /// How long anything that the daemon does by itself may take in a test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a configuration with limits of its own says of the disk.
+pub const NO_FLOOR: &str = "\n[limits]\ndisk_floor = \"1MiB\"\n";
+
 /// A daemon: its configuration, its state, and the process while it runs.
 #[derive(Debug)]
 pub struct Agent {
@@ -77,9 +80,14 @@ impl Agent {
         self.variables.push((name, value.into()));
     }
 
-    /// config.toml, beside which images.d lies.
+    /// config.toml, beside which images.d lies. Without limits in it next to no free space is asked for:
+    /// how full the disk is on which the tests run must not decide.
     #[track_caller]
     pub fn configure(&self, text: &str) {
+        let mut text = text.to_owned();
+        if !text.contains("[limits]") {
+            text.push_str(NO_FLOOR);
+        }
         fs::write(self.path("config.toml"), text).unwrap();
     }
 

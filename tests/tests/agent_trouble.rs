@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use edgepull_tests::agent::{Agent, PATIENCE, request};
+use edgepull_tests::agent::{Agent, NO_FLOOR, PATIENCE, request};
 use edgepull_tests::containerd::{Setup, Version};
 use edgepull_tests::faulty::{Action, Rule};
 use edgepull_tests::image;
@@ -50,7 +50,7 @@ fn who_asks_for_a_pass_hears_what_came_of_it() {
 fn big(version: Version) -> (Scene, Agent) {
     let scene = Scene::with(Setup::new(version), image::big(1, 8 << 20), []);
     let agent = Agent::new(&scene.daemon);
-    agent.configure("[limits]\nrate = \"64KiB\"\n");
+    agent.configure(&format!("{NO_FLOOR}rate = \"64KiB\"\n"));
     agent.declare("a.txt", &scene.reference);
     (scene, agent)
 }
