@@ -46,7 +46,7 @@ pub(crate) fn reset(stream: &TcpStream) {
 }
 
 /// What of it our kernel has not sent or the peer's process has not read; nothing if the other
-/// end is not on this machine's IPv4. See proc_pid_net(5), `tcp`.
+/// end is not on this machine's IPv4. See `tcp` in `proc_pid_net(5)`.
 fn in_flight(stream: &TcpStream) -> Option<u64> {
     let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
     let written = |address: SocketAddr| match address {

@@ -14,12 +14,24 @@ use edgepull_tests::token_server::TokenServer;
 
 use super::row::{PASSWORD, Row, Stage, USER, Watched, World, holds, row};
 
+/// Blobs that are fetched at once by default.
+const AT_ONCE: u32 = 3;
+
 /// What a client of the registry has to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Password,
     Tokens,
     Tls,
+}
+
+/// A pull needs no more connections than it fetches blobs at once; HTTP/2 needs one.
+fn connections(proxy: &FaultProxy, limit: u32) -> Result<(), String> {
+    let connections = proxy.connections();
+    holds(
+        (1..=limit).contains(&connections),
+        &format!("{connections} connections, at most {limit} may be"),
+    )
 }
 
 /// A registry that is reached through a proxy which cannot read along: the registry's own log
@@ -39,13 +51,20 @@ impl Watched for Sealed {
     }
 }
 
-fn stage(w: &World, kind: Kind, fault: Fault, times: Option<u32>) -> Stage {
+fn stage(w: &World, kind: Kind, fault: &Fault, times: Option<u32>) -> Stage {
     let proxied = |target: &str| {
         let proxy = FaultProxy::start(target, 7, fault.clone());
-        match times {
+        Rc::new(match times {
             Some(times) => proxy.times(times),
             None => proxy,
-        }
+        })
+    };
+    let whole_ones = matches!(fault, Fault::Delay(_));
+    // The second one with a password or a token: the registry ends a connection with its refusal.
+    let few = move |proxy: &FaultProxy| match (whole_ones, kind) {
+        (false, _) => Ok(()),
+        (true, Kind::Tls) => connections(proxy, 1),
+        (true, _) => connections(proxy, AT_ONCE + 2),
     };
     match kind {
         Kind::Password => {
@@ -54,8 +73,9 @@ fn stage(w: &World, kind: Kind, fault: Fault, times: Option<u32>) -> Stage {
             let creds = format!("{}:{}", registry::USER, registry::PASSWORD);
             Stage::at(proxy.host(), &w.hello)
                 .args(["--creds".to_owned(), creds])
-                .watch(proxy)
+                .watch(Rc::clone(&proxy))
                 .keep(registry)
+                .after(move || few(&proxy))
         }
         Kind::Tokens => {
             let signer = Authority::new();
@@ -68,9 +88,10 @@ fn stage(w: &World, kind: Kind, fault: Fault, times: Option<u32>) -> Stage {
             let proxy = proxied(registry.host());
             Stage::at(proxy.host(), &w.hello)
                 .creds()
-                .watch(proxy)
+                .watch(Rc::clone(&proxy))
                 .watch(server)
                 .keep((registry, signer))
+                .after(move || few(&proxy))
         }
         Kind::Tls => {
             let identity = w
@@ -81,21 +102,20 @@ fn stage(w: &World, kind: Kind, fault: Fault, times: Option<u32>) -> Stage {
                 identity: &identity,
                 clients: None,
             });
-            let proxy = Rc::new(proxied(registry.host()));
+            let proxy = proxied(registry.host());
             let toml = format!(
                 "server = \"https://{}\"\nca = \"{}\"\n",
                 proxy.host(),
                 w.authority().certificate().display()
             );
             let whole = w.whole();
-            let through = Rc::clone(&proxy);
             Stage::at(proxy.host(), &w.hello)
                 .hosts(proxy.host(), toml)
                 .watch(Sealed { registry })
-                .keep(proxy)
                 .after(move || {
+                    few(&proxy)?;
                     // Handshakes and records cost something; a layer again would cost far more.
-                    let (passed, connections) = (through.passed(), through.connections());
+                    let (passed, connections) = (proxy.passed(), proxy.connections());
                     let limit = whole + whole / 50 + u64::from(connections) * 8192;
                     holds(
                         (whole..=limit).contains(&passed),
@@ -130,7 +150,7 @@ fn broken(
     let spare = usize::from(*blobs.end() > 0);
     let mut asks = least.map(|n| n..=n + spare);
     asks[2] = least[2] + blobs.start()..=least[2] + blobs.end();
-    row(name, source, move |w| stage(w, kind, fault.clone(), times)).asks_within(asks)
+    row(name, source, move |w| stage(w, kind, &fault, times)).asks_within(asks)
 }
 
 pub(crate) fn rows() -> Vec<Row> {

@@ -119,6 +119,20 @@ impl Watched for FaultProxy {
     }
 }
 
+impl<W: Watched> Watched for std::rc::Rc<W> {
+    fn requests(&self) -> Vec<Request> {
+        W::requests(self)
+    }
+
+    fn heal(&self) {
+        W::heal(self);
+    }
+
+    fn turn(&self, rules: Vec<Rule>) {
+        W::turn(self, rules);
+    }
+}
+
 impl Watched for Registry {
     fn requests(&self) -> Vec<Request> {
         Registry::requests(self)
