@@ -30,6 +30,7 @@ pub use self::{
     refusals::count_refusals,
     run::Places,
     start::{once, run},
+    state_lock::StateLock,
 };
 
 /// Where the daemon is asked.

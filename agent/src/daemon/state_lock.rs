@@ -15,13 +15,11 @@ use crate::{
 
 /// Held until dropped, or until the process ends, however it does.
 #[derive(Debug)]
-pub(super) struct StateLock(
-    #[expect(dead_code, reason = "the lock is what it is for")] Flock<File>,
-);
+pub struct StateLock(#[expect(dead_code, reason = "the lock is what it is for")] Flock<File>);
 
 impl StateLock {
     /// Takes the lock of the state directory, which is made if it is not there.
-    pub(super) fn take(dir: &Path) -> Result<Self> {
+    pub fn take(dir: &Path) -> Result<Self> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
