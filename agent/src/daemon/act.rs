@@ -7,6 +7,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
     journal,
+    pulse::limited,
     run::Daemon,
     worker::{Done, Job, Pulled, Rechecked, Spent, Work, Worker},
 };
@@ -74,8 +75,8 @@ impl Daemon {
         let done = match step {
             Step::Pull(why) => self.pull(&desired, why).await,
             Step::Recheck => self.recheck(&desired).await,
-            Step::Pin(on) => self.pin(&desired, on).await,
-            Step::Trim => self.trim(&desired).await,
+            Step::Pin(on) => limited("set the pin", Box::pin(self.pin(&desired, on))).await,
+            Step::Trim => limited("let go of former images", Box::pin(self.trim(&desired))).await,
         };
         self.taken = None;
         match done {
@@ -300,7 +301,10 @@ impl Daemon {
                         }
                     }
                     change = self.engines.change() => drop(self.note(change)),
-                    _ = tick.tick() => self.say_status(Some(&self.progress(&key))),
+                    _ = tick.tick() => {
+                        self.pulse.beat();
+                        self.say_status(Some(&self.progress(&key)));
+                    }
                 }
             }
         };
@@ -370,6 +374,7 @@ impl Daemon {
         let end = Instant::now() + pressure::LONGEST_PAUSE;
         let generation = self.generation;
         while !self.pressed {
+            self.pulse.beat();
             let reason = Pressure::read(Path::new("/")).reason();
             self.handle.board.paused(reason.as_deref());
             if reason.is_none() {

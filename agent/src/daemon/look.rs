@@ -119,6 +119,7 @@ impl Daemon {
         let mut listings: HashMap<String, Listing> = HashMap::new();
         while let Some(key) = self.stale.first().cloned() {
             // Thousands of images take a while to look at; whoever asks meanwhile is heard.
+            self.pulse.beat();
             self.drain();
             if self.stopping || !self.engines.is_reachable() {
                 return false;

@@ -13,6 +13,7 @@ mod look;
 pub mod notify;
 mod patience;
 mod pruning;
+mod pulse;
 mod refusals;
 mod run;
 mod saving;

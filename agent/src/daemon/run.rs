@@ -1,8 +1,8 @@
 //! The loop: look, plan, act on the first step, and again until nothing is left to do; then
 //! wait for the time, for somebody's wish or for a change.
 //!
-//! All of it is one task on one thread. What it waits for is bounded, so that whoever is
-//! asked whether the daemon lives (systemd's watchdog) hears no answer when it does not.
+//! All of it is one task on one thread. What it waits for is bounded, and whoever is asked
+//! whether the daemon lives (systemd's watchdog) hears no answer when it does not go round.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +26,7 @@ use super::{
     handle::{Ask, Handle},
     look::Blind,
     notify::Notifier,
+    pulse::{Pulse, limited},
     saving::Saving,
     state_lock::StateLock,
     worker::Worker,
@@ -110,6 +111,7 @@ pub(super) struct Daemon {
     pub(super) handle: Handle,
     pub(super) worker: Option<Worker>,
     pub(super) notifier: Arc<Notifier>,
+    pub(super) pulse: Pulse,
     pub(super) news: mpsc::Receiver<News>,
     pub(super) stopping: bool,
 }
@@ -160,6 +162,7 @@ impl Daemon {
             handle,
             worker: None,
             notifier,
+            pulse: Pulse::new(),
             news,
             stopping: false,
         };
@@ -199,6 +202,7 @@ impl Daemon {
     /// Everything that is to be done now.
     pub(super) async fn pass(&mut self) -> Option<Timestamp> {
         loop {
+            self.pulse.beat();
             self.drain();
             if self.stopping {
                 return None;
@@ -248,7 +252,17 @@ impl Daemon {
             let now = Timestamp::now();
             self.handle.board.pass_done(now);
             self.handle.metrics.reconciled(now);
-            self.prune().await;
+            let pruned = limited(
+                "prune",
+                Box::pin(async {
+                    self.prune().await;
+                    Ok(())
+                }),
+            );
+            if let Err(error) = pruned.await {
+                super::journal::report(&error, None);
+            }
+            self.pulse.beat();
         } else {
             // Whoever waits would wait for as long as the engine is away.
             self.asked.clear();
@@ -262,6 +276,7 @@ impl Daemon {
 
     /// Waits for the time, a change of the engine or news.
     async fn idle(&mut self, wake: Option<Timestamp>) {
+        self.pulse.rest();
         let end = Instant::now() + self.nap(wake);
         loop {
             tokio::select! {
@@ -276,6 +291,7 @@ impl Daemon {
                 () = sleep_until(end) => break,
             }
         }
+        self.pulse.beat();
         if self.stopping {
             return;
         }

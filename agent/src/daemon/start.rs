@@ -6,13 +6,14 @@ use jiff::Timestamp;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use super::{
     declared::Declared,
     handle::{Ask, Handle},
     notify::Notifier,
+    pulse::heartbeat,
     refusals::count_refusals,
     run::{Daemon, News, Places},
     socket::{Control, Scrapes},
@@ -67,6 +68,7 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
     let mut daemon = Daemon::build(session, places, declared, handle.clone(), notifier, news)?;
     // Its sockets answer, its configuration is read. What it waits for then, its status says.
     daemon.notifier.ready();
+    let pulse = daemon.pulse.clone();
 
     let tell_asks = tell.clone();
     let ask = async move {
@@ -118,7 +120,7 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
         () = ask => {}
         () = changes => {}
         () = refused => {}
-        () = heartbeat(&beat) => {}
+        () = heartbeat(&beat, &pulse) => {}
     }
     daemon.close()
 }
@@ -152,17 +154,6 @@ pub async fn once(session: Session, places: Places, config_text: String) -> Resu
     match daemon.engines.error() {
         Some(error) => Err(error.clone()),
         None => closed.map(|()| handle),
-    }
-}
-
-/// Tells the service manager that this task still gets to run.
-async fn heartbeat(notifier: &Notifier) {
-    let Some(interval) = notifier.watchdog_interval() else {
-        return std::future::pending().await;
-    };
-    loop {
-        notifier.alive();
-        sleep(interval).await;
     }
 }
 

@@ -156,7 +156,9 @@ impl Worker {
         } = self;
         drop((to, from));
         if timeout(FAREWELL, child.wait()).await.is_err() {
-            let _ = child.kill().await;
+            let _ = child.start_kill();
+            // One that waits for a disk dies when that answers, and the runtime takes note.
+            let _ = timeout(FAREWELL, child.wait()).await;
         }
     }
 
