@@ -46,6 +46,8 @@ const LARGEST_HEAD: usize = 16 * 1024;
 const MOST_HEADERS: usize = 64;
 /// A reader takes something of its answer at least this often.
 const READER_TIME: Duration = Duration::from_secs(60);
+/// An address that is not free, or not there yet, is tried again after this.
+const REBIND: Duration = Duration::from_secs(10);
 /// After a failure to accept (no file descriptors), before the next try.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -105,10 +107,6 @@ impl Scrapes {
         })
     }
 
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.0.local_addr().ok()
-    }
-
     /// Answers `/metrics`, `/healthz` and `/readyz`, and nothing else, until dropped.
     pub async fn serve(self, handle: Handle) {
         let server = Server::new(handle, Surface::Scrapes);
@@ -116,6 +114,45 @@ impl Scrapes {
             Ok(Box::new(self.0.accept().await?.0) as Stream)
         })
         .await;
+    }
+}
+
+/// Answers scrapers where the configuration says, and elsewhere when it says so. An address
+/// that cannot be had is tried again: somebody's figures hold up nobody's images.
+pub(super) async fn serve_scrapes(handle: Handle) {
+    serve_told(handle, REBIND).await;
+}
+
+async fn serve_told(handle: Handle, pause: Duration) {
+    let mut told = handle.listens_at();
+    loop {
+        let address = *told.borrow_and_update();
+        let serving = async {
+            match address {
+                Some(address) => serve_at(address, &handle, pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = serving => {}
+            Ok(()) = told.changed() => {}
+        }
+    }
+}
+
+async fn serve_at(address: SocketAddr, handle: &Handle, pause: Duration) {
+    let mut complained = false;
+    loop {
+        match Scrapes::bind(address).await {
+            Ok(scrapes) => return scrapes.serve(handle.clone()).await,
+            Err(error) => {
+                if !complained {
+                    super::journal::report(&error, None);
+                    complained = true;
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     pulse::heartbeat,
     refusals::count_refusals,
     run::{Daemon, News, Places},
-    socket::{Control, Scrapes},
+    socket::{Control, serve_scrapes},
     watch::Watch,
 };
 use crate::{
@@ -43,16 +43,10 @@ fn handle(session: &Session) -> Result<(Handle, mpsc::Receiver<Ask>)> {
 pub async fn run(session: Session, places: Places, config_text: String) -> Result<()> {
     runtime_directory(&places.runtime)?;
     let control = Control::bind(&places.socket)?;
-    // Images do not wait for somebody's metrics.
-    let scrapes = match session.config().metrics_listen {
-        Some(address) => Scrapes::bind(address)
-            .await
-            .inspect_err(|error| super::journal::report(error, None))
-            .ok(),
-        None => None,
-    };
     let (handle, mut asks) = handle(&session)?;
-    let (tell, news) = mpsc::channel(64);
+    handle.listen_at(session.config().metrics_listen);
+    // What waits, waits where it is counted.
+    let (tell, news) = mpsc::channel(1);
     let mut watch = Watch::new(
         &[&places.images],
         &[places
@@ -95,12 +89,6 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
         }
         std::future::pending::<()>().await;
     };
-    let serve_scrapes = async {
-        match scrapes {
-            Some(scrapes) => scrapes.serve(handle.clone()).await,
-            None => std::future::pending().await,
-        }
-    };
     let stopped = async {
         signals.until_stopped(&tell).await;
         beat.stopping();
@@ -116,7 +104,7 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
         // What is left in the middle, the next start takes up.
         () = stopped => {}
         () = control.serve(handle.clone()) => {}
-        () = serve_scrapes => {}
+        () = serve_scrapes(handle.clone()) => {}
         () = ask => {}
         () = changes => {}
         () = refused => {}
