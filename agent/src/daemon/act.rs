@@ -92,11 +92,7 @@ impl Daemon {
                 return;
             }
             Err(error) if error.kind() == Kind::ContainerdUnavailable => {
-                if self.suspect.lost(key, step) {
-                    self.failed(&desired, &error);
-                    self.asked.remove(key);
-                }
-                self.engine_lost(error);
+                self.engine_went(&desired, step, error);
                 return;
             }
             Err(error) => self.failed(&desired, &error),
@@ -106,6 +102,18 @@ impl Daemon {
             self.asked.remove(key);
             self.dealt.insert(key.clone());
         }
+    }
+
+    /// The engine went during this step.
+    pub(super) fn engine_went(&mut self, desired: &Desired, step: Step, error: Error) {
+        let key = desired.key();
+        if self.suspect.lost(&key, step) {
+            self.failed(desired, &error);
+            self.asked.remove(&key);
+            // An engine that is back at once finds whoever waits still there.
+            self.dealt.insert(key);
+        }
+        self.engine_lost(error);
     }
 
     /// The image is left alone for a while.

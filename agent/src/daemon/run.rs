@@ -307,8 +307,15 @@ impl Daemon {
                 break;
             }
         }
-        let now = Instant::now();
+        self.look_again_after_a_while(Instant::now());
+    }
+
+    /// Not every change is told.
+    fn look_again_after_a_while(&mut self, now: Instant) {
         if now >= self.polled + POLL || self.look_again.is_some_and(|at| at <= now) {
+            // Nor is every change of the configuration told: where nothing can be watched,
+            // or of what a link leads to.
+            self.reread();
             self.engines.reconsider();
             self.stale_all();
             self.polled = now;
@@ -346,23 +353,30 @@ impl Daemon {
         }
     }
 
+    /// Reads what is configured, and lets it count.
+    fn reread(&mut self) {
+        self.reload();
+        let listen = self.session.config().metrics_listen;
+        self.handle.listen_at(listen);
+    }
+
     /// Takes up what was told from outside.
     pub(super) fn heed(&mut self, news: Option<News>) {
         match news {
             None | Some(News::Stop) => self.stopping = true,
-            Some(News::Changed) => self.reload(),
+            Some(News::Changed) => self.reread(),
             Some(News::Reload) => {
                 self.notifier.reloading();
-                self.reload();
+                self.reread();
                 self.notifier.ready();
             }
             Some(News::Ask(Ask::Reload { done })) => {
-                self.reload();
+                self.reread();
                 let _ = done.send(());
             }
             Some(News::Ask(Ask::Sync { reference, done })) => {
                 // What was declared a moment ago is meant as well.
-                self.reload();
+                self.reread();
                 let keys: BTreeSet<Key> = self
                     .declared
                     .images
@@ -378,7 +392,11 @@ impl Daemon {
                 self.engines.reconsider();
                 self.asked.extend(keys.iter().cloned());
                 self.stale.extend(keys.iter().cloned());
-                self.waiters.push((keys, done));
+                // Whoever has gone waits for nothing.
+                self.waiters.retain(|(_, done)| !done.is_closed());
+                if !done.is_closed() {
+                    self.waiters.push((keys, done));
+                }
             }
         }
     }
