@@ -24,11 +24,11 @@ use super::{
     dispute::{Disputes, Suspect},
     engines::Engines,
     handle::{Ask, Handle},
+    lock::Lock,
     look::Blind,
     notify::Notifier,
     pulse::{Pulse, limited},
     saving::Saving,
-    state_lock::StateLock,
     worker::Worker,
 };
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
     desired::{Desired, Key},
     error::Result,
     metrics,
+    oci::Digest,
     reconcile::{Memory, Observed, StateFile, Step, plan},
     schedule::Settings,
     session::Session,
@@ -84,7 +85,7 @@ pub(super) struct Daemon {
     pub(super) generation: u32,
     pub(super) memory: Memory,
     pub(super) saving: Saving,
-    _lock: StateLock,
+    _lock: Lock,
     pub(super) engines: Engines,
     pub(super) observed: BTreeMap<Key, Observed>,
     /// What has to be looked at again.
@@ -102,6 +103,8 @@ pub(super) struct Daemon {
     /// Images that somebody else pinned, which is nothing to take away.
     pub(super) foreign_pins: BTreeSet<Key>,
     pub(super) misses: Misses,
+    /// What the reference that is worked on was found to mean.
+    pub(super) resolved: Option<Digest>,
     /// The step that was taken last, and went well.
     pub(super) taken: Option<(Key, Step)>,
     pub(super) suspect: Suspect,
@@ -127,7 +130,7 @@ impl Daemon {
         notifier: Arc<Notifier>,
         news: mpsc::Receiver<News>,
     ) -> Result<Self> {
-        let lock = StateLock::take(&places.state)?;
+        let lock = Lock::of_state(&places.state)?;
         let mut state = StateFile::new(&places.state);
         let (mut memory, damaged) = state.load();
         memory.begin(&clock::boot(Path::new("/")));
@@ -155,6 +158,7 @@ impl Daemon {
             waiters: Vec::new(),
             foreign_pins: BTreeSet::new(),
             misses: Misses::default(),
+            resolved: None,
             taken: None,
             suspect: Suspect::default(),
             disputes: Disputes::default(),

@@ -2,10 +2,10 @@
 //! connect, how many, and how long each may take.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, Permissions},
     io,
     net::SocketAddr,
-    os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -13,10 +13,6 @@ use std::{
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -27,6 +23,7 @@ use tokio::{
 use super::{
     Handle,
     answer::{Server, Surface},
+    lock::Lock,
     patience::Patience,
 };
 use crate::{
@@ -63,7 +60,13 @@ impl Control {
     /// Binds the control socket. What a daemon left that has ended is replaced; while it
     /// lives, this fails. Must be called within the runtime.
     pub fn bind(path: &Path) -> Result<Self> {
-        let lock = Lock::take(path)?;
+        let lock = Lock::take(&beside(path, "lock"), || {
+            Error::new(
+                Kind::Config,
+                format_args!("another edgepull daemon has `{}`", path.display()),
+            )
+            .hint("`systemctl status edgepull` shows it; one daemon a host is enough")
+        })?;
         let group = group();
         let listener = put_in_place(path, 0o660, group, |at| UnixListener::bind(at))?;
         Ok(Self {
@@ -216,40 +219,6 @@ async fn answer(stream: Stream, server: Server, head_time: Duration) {
         .await;
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
-    }
-}
-
-/// The right to a socket: a lock on a file beside it, which the kernel lets go of when the
-/// process ends, however it ends.
-#[derive(Debug)]
-pub(super) struct Lock {
-    _file: Flock<File>,
-}
-
-impl Lock {
-    pub(super) fn take(socket: &Path) -> Result<Self> {
-        let path = beside(socket, "lock");
-        let failed = |error: io::Error| {
-            Error::io("lock", &path, &error)
-                .hint("the daemon runs as root; is another directory meant?")
-        };
-        // Opened for writing by root alone: nobody else can hold the lock.
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Self { _file: file }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(Error::new(
-                Kind::Config,
-                format_args!("another edgepull daemon has `{}`", socket.display()),
-            )
-            .hint("`systemctl status edgepull` shows it; one daemon a host is enough")),
-            Err((_, errno)) => Err(failed(errno.into())),
-        }
     }
 }
 
