@@ -26,6 +26,11 @@ pub(super) struct Declared {
     pub(super) config: String,
     config_fault: Option<Error>,
     notes: Vec<String>,
+    /// The usual namespace of the engine that answered last. Before one has, another name may
+    /// stand in for it, and images are not known to be the ones that are remembered.
+    pub(super) namespace: Option<String>,
+    /// The last run ended without notice, and what is desired is yet to be doubted for it.
+    pub(super) doubtful: bool,
 }
 
 impl Declared {
@@ -37,6 +42,8 @@ impl Declared {
             config,
             config_fault: None,
             notes: Vec::new(),
+            namespace: None,
+            doubtful: false,
         }
     }
 }
@@ -58,6 +65,7 @@ impl Daemon {
                     // settings before.
                     self.generation = self.generation.wrapping_add(1);
                     self.engines.forget();
+                    self.declared.namespace = None;
                     self.observed.clear();
                     self.blind.clear();
                     self.foreign_pins.clear();
@@ -72,9 +80,18 @@ impl Daemon {
 
     /// Reads images.d, and takes up what it says.
     pub(super) fn read_declared(&mut self) {
-        let Ok(traits) = self.session.traits() else {
+        let Ok(mut traits) = self.session.traits() else {
             return;
         };
+        if let Some(attached) = self.engines.any() {
+            self.declared.namespace = Some(attached.profile.namespace.clone());
+        }
+        // Also while it is away, or while another one runs beside it.
+        let settled = self.declared.namespace.clone();
+        let is_settled = settled.is_some();
+        if let Some(namespace) = settled {
+            traits.namespace = namespace;
+        }
         let read = self.declared.source.read(&traits);
         self.declared.complete = read.complete;
         for note in read.notes {
@@ -99,7 +116,10 @@ impl Daemon {
         let keys: Vec<Key> = self.declared.images.iter().map(Desired::key).collect();
         self.handle.board.desired(&keys, Timestamp::now());
         let desired: BTreeSet<Key> = keys.into_iter().collect();
-        if self.declared.complete {
+        if is_settled && std::mem::take(&mut self.declared.doubtful) {
+            self.memory.unclean(desired.iter().cloned());
+        }
+        if is_settled && self.declared.complete {
             self.memory.forget(&desired, Timestamp::now());
         }
         self.observed.retain(|key, _| desired.contains(key));

@@ -163,11 +163,12 @@ impl Daemon {
             news,
             stopping: false,
         };
-        daemon.read_declared();
         if !daemon.memory.is_clean() {
-            let keys: Vec<Key> = daemon.declared.images.iter().map(Desired::key).collect();
-            daemon.memory.unclean(keys);
+            // What is remembered now, what is desired when it is known by what name.
+            daemon.memory.unclean([]);
+            daemon.declared.doubtful = true;
         }
+        daemon.read_declared();
         // From here on a stop without notice is one. Where that cannot be written (a full
         // disk), images are looked after nevertheless.
         daemon.memory.set_clean(false);

@@ -241,3 +241,42 @@ async fn a_state_that_cannot_be_written_does_not_keep_images_from_coming() {
     let mut daemon = built.expect("it works without");
     assert!(daemon.close().is_err(), "and says so at the end");
 }
+
+/// At boot the engine comes later, and until then its usual namespace is not known.
+#[tokio::test]
+async fn before_an_engine_has_said_its_namespace_nothing_that_is_remembered_is_forgotten() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let stand_in = scene.key(0);
+    let real = Key {
+        namespace: "k8s.io".to_owned(),
+        ..stand_in.clone()
+    };
+    let other = Key {
+        reference: "r.example/gone:1".to_owned(),
+        ..real.clone()
+    };
+    let daemon = &mut scene.daemon;
+    let now = Timestamp::now();
+    for key in [&real, &other] {
+        daemon
+            .memory
+            .succeeded(key, now, Step::Pull(crate::reconcile::Why::Missing));
+    }
+    daemon.declared.doubtful = true;
+    daemon.read_declared();
+    assert!(daemon.memory.get(&real).is_some() && daemon.memory.get(&other).is_some());
+    assert!(daemon.memory.get(&stand_in).is_none());
+    daemon.declared.namespace = Some("k8s.io".to_owned());
+    daemon.read_declared();
+    assert_eq!(daemon.declared.images[0].key(), real);
+    let known = daemon.memory.get(&real).expect("it is still desired");
+    assert!(known.last_success.is_some() && known.recheck);
+    assert!(daemon.memory.get(&other).is_none());
+    // The engine is away for a moment; what was its namespace still is.
+    daemon
+        .engines
+        .lost(Error::new(Kind::ContainerdUnavailable, "gone"));
+    daemon.read_declared();
+    assert_eq!(daemon.declared.images[0].key(), real);
+    assert!(daemon.memory.get(&real).is_some());
+}
