@@ -34,25 +34,44 @@ const LISTEN: Duration = Duration::from_millis(500);
 /// How often pressure is looked at while it is waited for its end.
 const BREATH: Duration = Duration::from_secs(10);
 
-/// How often in a row each registry could not be reached, and when last.
+/// How often in a row each registry could not be reached.
 #[derive(Debug, Default)]
-pub(super) struct Misses(BTreeMap<String, (u32, Instant)>);
+pub(super) struct Misses(BTreeMap<String, Missed>);
+
+#[derive(Debug)]
+struct Missed {
+    count: u32,
+    last: Instant,
+    /// This device's clock may be all that is wrong.
+    of_clock: bool,
+}
 
 impl Misses {
     /// What came of asking it.
-    fn learn(&mut self, registry: &str, missed: bool, now: Instant) {
-        if missed {
-            let (count, last) = self.0.entry(registry.to_owned()).or_insert((0, now));
-            *count += 1;
-            *last = now;
-        } else {
+    fn learn(&mut self, registry: &str, failed: Option<&Error>, now: Instant) {
+        let Some(error) = failed.filter(|error| error.kind() == Kind::Unavailable) else {
             self.0.remove(registry);
-        }
+            return;
+        };
+        let count = self.0.get(registry).map_or(0, |missed| missed.count);
+        let missed = Missed {
+            count: count.saturating_add(1),
+            last: now,
+            of_clock: error.is_of_clock(),
+        };
+        self.0.insert(registry.to_owned(), missed);
     }
 
-    fn is_away(&self, registry: &str, now: Instant) -> bool {
-        self.0.get(registry).is_some_and(|(count, last)| {
-            *count >= MISSES && now.saturating_duration_since(*last) < MOMENT
+    /// Why it is not asked for this image now, if it is not.
+    fn away(&self, registry: &str, desired: &Desired, now: Instant) -> Option<Error> {
+        let missed = self.0.get(registry).filter(|missed| {
+            missed.count >= MISSES && now.saturating_duration_since(missed.last) < MOMENT
+        })?;
+        let error = away(desired, registry);
+        Some(if missed.of_clock {
+            error.of_clock()
+        } else {
+            error
         })
     }
 }
@@ -112,7 +131,8 @@ impl Daemon {
         let key = desired.key();
         let now = Timestamp::now();
         let known = self.memory.get(&key).and_then(|known| known.error.as_ref());
-        let same = known.is_some_and(|known| is_same(known, error));
+        let known = known.and_then(Error::from_json);
+        let same = known.is_some_and(|known| known.says_the_same(error));
         self.memory.failed(&key, now, error, &self.settings);
         let failures = self.memory.get(&key).map_or(0, |known| known.failures);
         // A publisher may take weeks; the same failure is news ever less often.
@@ -134,15 +154,16 @@ impl Daemon {
         // Who asks for one image gets a try, whatever was a moment ago; who asks for all of
         // hundreds does not wait for each one's patience.
         let is_meant = why == Why::Asked && self.asked.len() == 1;
-        if !is_meant && self.misses.is_away(&registry, Instant::now()) {
-            return Err(away(desired, &registry));
+        let away = self.misses.away(&registry, desired, Instant::now());
+        if let Some(error) = away.filter(|_| !is_meant) {
+            return Err(error);
         }
         let begun = Instant::now();
         let (done, spent) = self.run(desired, Work::Pull).await;
         self.count(desired, &spent);
-        let missed = matches!(&done, Err(error) if error.kind() == Kind::Unavailable);
         if !matches!(done, Ok(None)) {
-            self.misses.learn(&registry, missed, Instant::now());
+            let failed = done.as_ref().err();
+            self.misses.learn(&registry, failed, Instant::now());
         }
         match done {
             Ok(Some(Done::Pulled(pulled))) => {
@@ -395,14 +416,6 @@ impl Daemon {
     }
 }
 
-/// Whether it is the failure that is remembered, told in the same words.
-fn is_same(known: &serde_json::Value, error: &Error) -> bool {
-    let causes = known["causes"].as_array();
-    known["kind"] == error.kind().name()
-        && known["message"] == error.message()
-        && causes.is_some_and(|causes| causes.iter().eq(error.causes()))
-}
-
 fn undone_by_others(key: &Key) -> Error {
     Error::new(
         Kind::StoreDamaged,
@@ -440,29 +453,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_known_again() {
-        let error = Error::new(Kind::NotFound, "no such tag").because("404");
-        let known = serde_json::to_value(&error).expect("plain data");
-        assert!(is_same(&known, &error));
-        let other = Error::new(Kind::NotFound, "no such tag").because("410");
-        assert!(!is_same(&known, &other));
-        assert!(!is_same(&known, &error.with_kind(Kind::Unavailable)));
-    }
-
-    #[test]
     fn a_registry_that_is_away_is_asked_again_after_a_moment() {
+        let image = Desired {
+            reference: crate::oci::Reference::parse("r.example/a:1").expect("valid"),
+            platform: "host".to_owned(),
+            namespace: "default".to_owned(),
+            refresh: crate::schedule::Refresh::Never,
+            pin: true,
+            keep_previous: 0,
+            origin: crate::desired::Origin {
+                file: "a.txt".into(),
+                line: 1,
+            },
+        };
         let mut misses = Misses::default();
         let start = Instant::now();
-        misses.learn("r.example", true, start);
-        assert!(!misses.is_away("r.example", start), "once is no reason");
-        misses.learn("r.example", true, start);
-        assert!(misses.is_away("r.example", start));
-        assert!(!misses.is_away("other.example", start));
-        assert!(!misses.is_away("r.example", start + MOMENT));
-        // It did not answer again: another moment.
-        misses.learn("r.example", true, start + MOMENT);
-        assert!(misses.is_away("r.example", start + MOMENT));
-        misses.learn("r.example", false, start + MOMENT);
-        assert!(!misses.is_away("r.example", start + MOMENT));
+        let later = start + MOMENT;
+        let error = Error::new(Kind::Unavailable, "no answer");
+        misses.learn("r.example", Some(&error), start);
+        let away = |misses: &Misses, registry, at| misses.away(registry, &image, at);
+        assert!(away(&misses, "r.example", start).is_none(), "once");
+        misses.learn("r.example", Some(&error), start);
+        let told = away(&misses, "r.example", start).expect("twice");
+        assert!(!told.is_of_clock());
+        assert!(away(&misses, "other.example", start).is_none());
+        assert!(away(&misses, "r.example", later).is_none());
+        // It did not answer again: another moment. A clock that is set changes everything for
+        // the images that were not asked for, too.
+        misses.learn("r.example", Some(&error.of_clock()), later);
+        let told = away(&misses, "r.example", later).expect("three times");
+        assert!(told.is_of_clock());
+        let other = Error::new(Kind::NotFound, "no such tag");
+        misses.learn("r.example", Some(&other), later);
+        assert!(away(&misses, "r.example", later).is_none());
     }
 }

@@ -9,12 +9,15 @@
 mod child;
 mod parent;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 pub use self::{child::serve, parent::Worker};
 use crate::{
-    error::Error,
+    error::{Error, Result},
     event::Event,
+    kind::Kind,
     oci::Digest,
     pull::{Bytes, Status},
 };
@@ -99,11 +102,81 @@ pub struct Spent {
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Event(Event),
-    Ended {
-        done: Option<Done>,
-        failed: Option<Error>,
-        /// Of the failure, where the far side named a time (milliseconds).
-        retry_after: Option<u64>,
-        spent: Spent,
-    },
+    Ended(Ended),
+}
+
+/// How a job ended.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ended {
+    done: Option<Done>,
+    failed: Option<Error>,
+    /// Of the failure, where the far side named a time (milliseconds).
+    retry_after: Option<u64>,
+    /// Whether the clock being set may be all that the failure needs.
+    of_clock: bool,
+    spent: Spent,
+}
+
+impl Ended {
+    fn new(ended: Result<Done>, spent: Spent) -> Self {
+        let failed = ended.as_ref().err();
+        let retry_after = failed.and_then(Error::retry_after);
+        Self {
+            retry_after: retry_after
+                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            of_clock: failed.is_some_and(Error::is_of_clock),
+            failed: failed.cloned(),
+            done: ended.ok(),
+            spent,
+        }
+    }
+
+    /// With everything that a failure is scheduled by, which its report does not have.
+    fn result(self) -> (Result<Done>, Spent) {
+        let ended = match (self.done, self.failed) {
+            (Some(done), None) => Ok(done),
+            (_, Some(error)) => {
+                let error = error.after(self.retry_after.map(Duration::from_millis));
+                Err(if self.of_clock {
+                    error.of_clock()
+                } else {
+                    error
+                })
+            }
+            (None, None) => Err(Error::new(
+                Kind::Internal,
+                "a worker process ended a job without saying how",
+            )),
+        };
+        (ended, self.spent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_failure_is_scheduled_by_comes_up_with_it() {
+        let error = || Error::new(Kind::Unavailable, "cannot fetch").because("not valid yet");
+        for (error, wait, of_clock) in [
+            (error(), None, false),
+            (error().of_clock(), None, true),
+            (
+                error().after(Some(Duration::from_millis(1500))),
+                Some(Duration::from_millis(1500)),
+                false,
+            ),
+        ] {
+            let said = Answer::Ended(Ended::new(Err(error), Spent::default()));
+            let line = serde_json::to_string(&said).expect("plain data");
+            let Ok(Answer::Ended(heard)) = serde_json::from_str(&line) else {
+                panic!("another message: {line}");
+            };
+            let error = heard.result().0.expect_err("it failed");
+            assert_eq!((error.retry_after(), error.is_of_clock()), (wait, of_clock));
+            assert_eq!(error.kind(), Kind::Unavailable);
+            assert_eq!(error.causes(), ["not valid yet"]);
+        }
+    }
 }
