@@ -104,9 +104,7 @@ impl Daemon {
         let mut faults: Vec<Error> = self.declared.config_fault.iter().cloned().collect();
         faults.extend(read.faults);
         for fault in &faults {
-            let told = known
-                .iter()
-                .any(|old| old.message() == fault.message() && old.causes() == fault.causes());
+            let told = known.iter().any(|old| old.says_the_same(fault));
             if !told {
                 journal::report(fault, None);
             }
