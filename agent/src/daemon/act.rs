@@ -8,7 +8,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::{
     journal,
     run::Daemon,
-    worker::{Done, Job, Pulled, Rechecked, Spent, Work, Worker},
+    worker::{Done, Job, Moved, Pulled, Rechecked, Spent, Work, Worker},
 };
 use crate::{
     desired::{Desired, Key},
@@ -17,7 +17,7 @@ use crate::{
     keep,
     kind::Kind,
     pressure::{self, Pressure},
-    pull::{Bytes, Status},
+    pull::Status,
     reconcile::{Step, Why},
 };
 
@@ -165,21 +165,22 @@ impl Daemon {
             let failed = done.as_ref().err();
             self.misses.learn(&registry, failed, Instant::now());
         }
+        let metrics = &self.handle.metrics;
         match done {
             Ok(Some(Done::Pulled(pulled))) => {
-                self.handle
-                    .metrics
-                    .pull_ended(Ok(pulled.status), begun.elapsed(), pulled.bytes);
+                metrics.pull_ended(Ok(pulled.status), begun.elapsed());
+                metrics.stored(pulled.bytes);
                 self.pulled(&key, &pulled);
                 Ok(true)
             }
             Ok(Some(Done::Rechecked(_))) => Err(unexpected()),
-            Ok(None) => Ok(false),
+            Ok(None) => {
+                metrics.stored(spent.moved);
+                Ok(false)
+            }
             Err(error) => {
-                let took = begun.elapsed();
-                self.handle
-                    .metrics
-                    .pull_ended(Err(error.kind()), took, Bytes::default());
+                metrics.pull_ended(Err(error.kind()), begun.elapsed());
+                metrics.stored(spent.moved);
                 Err(error)
             }
         }
@@ -221,6 +222,16 @@ impl Daemon {
     async fn recheck(&mut self, desired: &Desired) -> Result<bool> {
         let (done, spent) = self.run(desired, Work::Recheck).await;
         self.count(desired, &spent);
+        let metrics = &self.handle.metrics;
+        metrics.stored(spent.moved);
+        let is_damaged = match &done {
+            Ok(Some(Done::Rechecked(found))) => found.repaired,
+            Err(error) => error.kind() == Kind::StoreDamaged,
+            Ok(_) => false,
+        };
+        if is_damaged {
+            metrics.found_damaged();
+        }
         match done {
             Ok(Some(Done::Rechecked(found))) => {
                 self.rechecked(desired, &found);
@@ -308,8 +319,12 @@ impl Daemon {
         board.pulling(&key, Timestamp::now());
         let mut tick = interval(TELL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut moved = Moved::default();
         let ended = {
-            let run = worker.run(&job, |event| board.observe(&event));
+            let run = worker.run(&job, |event| {
+                moved.observe(&event);
+                board.observe(&event);
+            });
             tokio::pin!(run);
             loop {
                 tokio::select! {
@@ -325,11 +340,17 @@ impl Daemon {
                 }
             }
         };
+        let moved = moved.bytes();
         let Some((ended, spent)) = ended else {
             // Killed: what it has fetched stays, for the next who wants it.
             drop(worker);
-            return (Ok(None), Spent::default());
+            let spent = Spent {
+                moved,
+                ..Spent::default()
+            };
+            return (Ok(None), spent);
         };
+        let spent = Spent { moved, ..spent };
         if worker.is_usable() {
             self.worker = Some(worker);
         } else if ended.is_err() {

@@ -24,7 +24,7 @@ use crate::{
     keep::{self, AGENT},
     kind::Kind,
     oci::{Digest, Reference},
-    pull::{Found, Puller, image},
+    pull::{Bytes, Found, Puller, image},
     registry::{Client, Counts},
     resolve::Want,
     session::{Attached, Session},
@@ -238,6 +238,7 @@ impl Bench {
             remaining: quotas
                 .filter_map(|(registry, quota)| Some((registry, quota.remaining?)))
                 .collect(),
+            moved: Bytes::default(),
         }
     }
 

@@ -9,7 +9,7 @@
 mod child;
 mod parent;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +95,37 @@ pub struct Spent {
     pub bytes: Vec<(String, String, u64)>,
     /// What registries said is left of their limits, by registry.
     pub remaining: Vec<(String, u64)>,
+    /// What its events told of the store; known also of a job that is broken off.
+    #[serde(skip)]
+    pub moved: Bytes,
+}
+
+/// Adds up what a job's events tell of the store.
+#[derive(Debug, Default)]
+pub struct Moved {
+    begun: BTreeSet<Digest>,
+    bytes: Bytes,
+}
+
+impl Moved {
+    pub fn observe(&mut self, event: &Event) {
+        let bytes = &mut self.bytes;
+        match event {
+            // Taken up again later, it is what this job has fetched itself.
+            Event::BlobStarted { digest, offset, .. } if self.begun.insert(digest.clone()) => {
+                bytes.resumed = bytes.resumed.saturating_add(*offset);
+            }
+            Event::BlobProgress { bytes: more, .. } => {
+                bytes.downloaded = bytes.downloaded.saturating_add(*more);
+                bytes.written = bytes.written.saturating_add(*more);
+            }
+            _ => {}
+        }
+    }
+
+    pub fn bytes(&self) -> Bytes {
+        self.bytes
+    }
 }
 
 /// What comes up.
@@ -155,6 +186,29 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_came_before_a_job_broke_off_is_known() {
+        let mut moved = Moved::default();
+        let reference = || "r.example/a:1".to_owned();
+        let digest = Digest::of(b"1");
+        let started = |offset| Event::BlobStarted {
+            reference: reference(),
+            digest: digest.clone(),
+            size: 100,
+            offset,
+        };
+        let more = |bytes| Event::BlobProgress {
+            reference: reference(),
+            digest: digest.clone(),
+            bytes,
+        };
+        for event in [started(40), more(20), started(60), more(5)] {
+            moved.observe(&event);
+        }
+        let bytes = moved.bytes();
+        assert_eq!((bytes.resumed, bytes.written), (40, 25));
+    }
 
     #[test]
     fn what_a_failure_is_scheduled_by_comes_up_with_it() {
