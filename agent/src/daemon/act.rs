@@ -87,7 +87,7 @@ impl Daemon {
         if undone && !self.asked.contains(key) {
             // It was done, and looks as if it had not been: again would be for ever.
             self.taken = None;
-            self.failed(&desired, &undone_by_others(key));
+            self.failed(&desired, step, &undone_by_others(key));
             return;
         }
         let done = match step {
@@ -111,13 +111,13 @@ impl Daemon {
             }
             Err(error) if error.kind() == Kind::ContainerdUnavailable => {
                 if self.suspect.lost(key, step) {
-                    self.failed(&desired, &error);
+                    self.failed(&desired, step, &error);
                     self.asked.remove(key);
                 }
                 self.engine_lost(error);
                 return;
             }
-            Err(error) => self.failed(&desired, &error),
+            Err(error) => self.failed(&desired, step, &error),
         }
         if matches!(step, Step::Pull(_)) {
             // Whoever waits for it hears of it when the image has been looked at.
@@ -127,13 +127,13 @@ impl Daemon {
     }
 
     /// The image is left alone for a while.
-    fn failed(&mut self, desired: &Desired, error: &Error) {
+    fn failed(&mut self, desired: &Desired, step: Step, error: &Error) {
         let key = desired.key();
         let now = Timestamp::now();
         let known = self.memory.get(&key).and_then(|known| known.error.as_ref());
         let known = known.and_then(Error::from_json);
         let same = known.is_some_and(|known| known.says_the_same(error));
-        self.memory.failed(&key, now, error, &self.settings);
+        self.memory.failed(&key, now, step, error, &self.settings);
         let failures = self.memory.get(&key).map_or(0, |known| known.failures);
         // A publisher may take weeks; the same failure is news ever less often.
         if !same || failures.is_power_of_two() {

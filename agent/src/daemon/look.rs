@@ -43,8 +43,8 @@ impl Daemon {
             }
         }
         // What is to be pruned may be in one that nothing is declared for any more.
-        for key in self.memory.undesired().filter(|_| prunes) {
-            let name = Some(key.namespace.clone());
+        for record in self.memory.undesired().filter(|_| prunes) {
+            let name = Some(record.namespace.clone());
             if !namespaces.contains(&name) {
                 namespaces.push(name);
             }

@@ -7,6 +7,8 @@ mod only;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 pub use self::directory::Directory;
 use crate::{error::Error, oci::Reference, schedule::Refresh};
 
@@ -33,7 +35,7 @@ pub struct Origin {
 }
 
 /// What makes two declarations the same image.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Key {
     /// The name of the image record ([`Reference::record_name`]).
     pub reference: String,

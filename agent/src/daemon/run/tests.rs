@@ -204,7 +204,7 @@ async fn failures_of_many_images_are_written_down_together() {
     let error = Error::new(Kind::Unavailable, "away");
     daemon
         .memory
-        .failed(&key, Timestamp::now(), &error, &daemon.settings);
+        .failed(&key, Timestamp::now(), Step::Trim, &error, &daemon.settings);
     daemon.saving.soon(&daemon.memory).await;
     assert!(known().is_none(), "a moment after the last time");
     daemon.saving.later(&daemon.memory).await;
