@@ -18,7 +18,7 @@ use crate::{
 /// What was last read and holds.
 #[derive(Debug)]
 pub(super) struct Declared {
-    source: Directory,
+    source: Box<dyn Source>,
     pub(super) images: Vec<Desired>,
     /// Whether `images` is all that is declared.
     pub(super) complete: bool,
@@ -36,7 +36,7 @@ pub(super) struct Declared {
 impl Declared {
     pub(super) fn new(places: &Places, config: String) -> Self {
         Self {
-            source: Directory::new(&places.images),
+            source: Box::new(Directory::new(&places.images)),
             images: Vec::new(),
             complete: false,
             config,
