@@ -1,6 +1,6 @@
 //! One step for one image, and what came of it.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -146,10 +146,10 @@ impl Daemon {
     }
 
     async fn pull(&mut self, desired: &Desired, why: Why) -> Result<bool> {
-        if why != Why::Asked && !self.calm().await {
+        let key = desired.key();
+        if why != Why::Asked && !self.calm(&key, pressure::LONGEST_PAUSE).await {
             return Ok(false);
         }
-        let key = desired.key();
         let registry = desired.reference.repository().domain().to_owned();
         // Who asks for one image gets a try, whatever was a moment ago; who asks for all of
         // hundreds does not wait for each one's patience.
@@ -407,12 +407,14 @@ impl Daemon {
     }
 
     /// Waits while the host has no memory or disk to spare, but not for ever: pressure that
-    /// does not end is how this host is. `false` if there is something else to do meanwhile.
-    async fn calm(&mut self) -> bool {
-        let end = Instant::now() + pressure::LONGEST_PAUSE;
+    /// does not end is how this host is. `false` if there is something else to do meanwhile,
+    /// or the image is not wanted any more.
+    pub(super) async fn calm(&mut self, key: &Key, longest: Duration) -> bool {
+        let end = Instant::now() + longest;
         let generation = self.generation;
+        let was_reachable = self.engines.is_reachable();
         while !self.pressed {
-            let reason = Pressure::read(Path::new("/")).reason();
+            let reason = Pressure::read(&self.places.root).reason();
             self.handle.board.paused(reason.as_deref());
             if reason.is_none() {
                 return true;
@@ -426,8 +428,8 @@ impl Daemon {
                 change = self.engines.change() => drop(self.note(change)),
                 () = sleep(BREATH) => {}
             }
-            let other = self.stopping || self.generation != generation || !self.asked.is_empty();
-            if other || !self.engines.is_reachable() {
+            let other = self.is_over(key, generation) || !self.asked.is_empty();
+            if other || self.engines.is_reachable() != was_reachable {
                 self.handle.board.paused(None);
                 return false;
             }

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -59,6 +59,8 @@ pub struct Places {
     pub runtime: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// Below it the kernel tells of this host: `/`.
+    pub root: PathBuf,
 }
 
 /// What the loop is told from outside.
@@ -128,7 +130,7 @@ impl Daemon {
         let lock = StateLock::take(&places.state)?;
         let mut state = StateFile::new(&places.state);
         let (mut memory, damaged) = state.load();
-        memory.begin(&clock::boot(Path::new("/")));
+        memory.begin(&clock::boot(&places.root));
         if let Some(error) = damaged {
             super::journal::report(&error, None);
         }

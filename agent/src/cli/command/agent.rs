@@ -86,6 +86,7 @@ pub(crate) fn places(global: &Global) -> Places {
         images: configuration.join(IMAGES),
         state: by_systemd("STATE_DIRECTORY").unwrap_or_else(|| STATE.into()),
         socket: runtime.join("edgepull.sock"),
+        root: "/".into(),
         runtime,
     }
 }

@@ -36,6 +36,7 @@ impl Scene {
             state: dir.path().join("state"),
             runtime: dir.path().to_owned(),
             socket: dir.path().join("s"),
+            root: dir.path().to_owned(),
         };
         let session = Session::new(flags, config);
         let host = session.host().expect("a host");
@@ -279,4 +280,48 @@ async fn before_an_engine_has_said_its_namespace_nothing_that_is_remembered_is_f
     daemon.read_declared();
     assert_eq!(daemon.declared.images[0].key(), real);
     assert!(daemon.memory.get(&real).is_some());
+}
+
+#[tokio::test]
+async fn under_pressure_nothing_is_begun_but_what_somebody_asks_for_and_not_for_ever() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let (key, long) = (scene.key(0), Duration::from_secs(600));
+    let proc = scene.dir.path().join("proc/pressure");
+    let images = scene.dir.path().join("images.d/a.txt");
+    let (daemon, tell) = (&mut scene.daemon, &scene.tell);
+    assert!(
+        daemon.calm(&key, long).await,
+        "nothing says that there is any"
+    );
+    fs::create_dir_all(&proc).expect("made");
+    let line = |name: &str| format!("{name} avg10=50.00 avg60=1.00 avg300=1.00 total=1\n");
+    let text = line("some") + &line("full");
+    fs::write(proc.join("memory"), text).expect("written");
+    let board = daemon.handle.board.clone();
+    let mut heard = board.listen();
+    let (done, _asker) = oneshot::channel();
+    let reference = None;
+    let wish = News::Ask(Ask::Sync { reference, done });
+    tell.send(wish).await.expect("there is room");
+    assert!(!daemon.calm(&key, long).await, "somebody waits");
+    let paused = |notice| match notice {
+        crate::status::Notice::Daemon(daemon) => daemon.paused,
+        _ => None,
+    };
+    let told = std::iter::from_fn(|| heard.try_recv().ok()).find_map(paused);
+    assert!(told.is_some_and(|reason| reason.contains("memory")));
+    assert_eq!(board.daemon().paused, None);
+    // It lasts for as long as is waited for its end: once in a pass is enough.
+    daemon.asked.clear();
+    assert!(daemon.calm(&key, Duration::ZERO).await);
+    assert!(daemon.pressed && daemon.calm(&key, long).await);
+    daemon.pressed = false;
+    // It is not wanted any more, or nothing is.
+    fs::write(&images, "").expect("written");
+    tell.send(News::Changed).await.expect("there is room");
+    assert!(!daemon.calm(&key, long).await);
+    fs::write(&images, "r.example/a:1\n").expect("written");
+    daemon.heed(Some(News::Changed));
+    tell.send(News::Stop).await.expect("there is room");
+    assert!(!daemon.calm(&key, long).await);
 }
