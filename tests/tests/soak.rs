@@ -201,11 +201,13 @@ fn soak(rounds: u32) {
     wait(&soak);
     soak.scene.registry.forget();
     let mut weights: Vec<Weight> = Vec::new();
+    let mut leases = Vec::new();
     let begun = Instant::now();
     for round in 0..rounds {
         soak.round(round);
         if round % (rounds / 10).max(1) == 0 {
             weights.push(Weight::of(soak.agent.pid()));
+            leases.push(soak.scene.daemon.leases(NAMESPACE).len());
         }
     }
     let tally = std::mem::take(&mut soak.tally);
@@ -224,7 +226,7 @@ fn soak(rounds: u32) {
     assert!(soak.scene.daemon.leases(NAMESPACE).is_empty());
     weights.push(Weight::of(soak.agent.pid()));
     println!("{rounds} passes in {:?}: {weights:#?}", begun.elapsed());
-    println!("{tally:#?}");
+    println!("leases: {leases:?}; {tally:#?}");
     soak.tally.count(&soak.scene);
     assert!(
         soak.tally.missing.is_empty(),
@@ -244,6 +246,11 @@ fn soak(rounds: u32) {
     assert!(
         last.rss_kib < early.rss_kib + 2048,
         "memory grows: {weights:?}"
+    );
+    // A pull that failed may keep what it has for its next try, one each.
+    assert!(
+        leases.iter().all(|held| *held <= IMAGES),
+        "leases stay: {leases:?}"
     );
     // A connection that is just being closed.
     assert!(
