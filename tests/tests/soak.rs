@@ -126,12 +126,12 @@ impl Soak {
     /// What is declared is pulled, or not; the document at the end of the pass.
     #[track_caller]
     fn pass(&mut self) -> Value {
-        let before = self.agent.status()["last_pass"].to_string();
+        let before = self.agent.status()["last_pass"].clone();
         let answer = request(&self.agent.socket(), "POST", "/v1/sync?wait=1");
         let (code, body) = answer.unwrap_or_else(|| panic!("no answer: {:#}", self.agent.status()));
         assert_eq!(code, 200, "{body}");
         wait_for("a pass", PATIENCE, || {
-            self.agent.status()["last_pass"].to_string() != before
+            self.agent.status()["last_pass"] != before
         });
         self.tally.count(&self.scene);
         serde_json::from_str(&body).unwrap_or_else(|e| panic!("{e}: {body}"))
