@@ -186,7 +186,13 @@ impl Agent {
     fn end(&mut self, signal: Signal) -> Run {
         let started = self.process.take().expect("it runs");
         started.running.signal(signal);
-        started.wait()
+        let (run, late) = started.ends_within(PATIENCE);
+        assert!(
+            !late,
+            "it does not stop within {PATIENCE:?}: {}",
+            run.output.transcript()
+        );
+        run
     }
 
     /// One request over the control socket: status code and body.
@@ -252,9 +258,12 @@ impl Drop for Agent {
     fn drop(&mut self) {
         if let Some(started) = self.process.take() {
             started.running.signal(Signal::SIGKILL);
-            let run = started.wait();
+            let (run, late) = started.ends_within(PATIENCE);
             if std::thread::panicking() {
+                // A second panic would end all tests of the process.
                 process::note(&run.output.transcript());
+            } else {
+                assert!(!late, "it outlived SIGKILL: {}", run.output.transcript());
             }
         }
     }

@@ -162,11 +162,13 @@ impl SysBox {
     /// A power cut: everything in it is gone at once, what is on the disk stays.
     #[track_caller]
     pub fn pull_the_plug(&mut self) {
-        self.end();
-        assert!(self.running.is_none());
+        assert!(self.running.is_some(), "it is off already");
+        assert!(self.end(), "the box does not end");
     }
 
-    fn end(&mut self) {
+    /// Whether all of it has ended.
+    fn end(&mut self) -> bool {
+        let mut ended = true;
         if let Some((mut running, init)) = self.running.take() {
             process::send(init, Signal::SIGKILL);
             // The kernel ends every process of the namespace before the first one is gone.
@@ -174,11 +176,10 @@ impl SysBox {
             while running.is_running() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            if running.is_running() {
-                process::note("the box does not end");
-            }
+            ended = !running.is_running();
         }
         remove_cgroup(&self.cgroup);
+        ended
     }
 
     #[track_caller]
@@ -286,7 +287,9 @@ impl Drop for SysBox {
             let journal = self.run(["journalctl", "--no-pager", "--lines=200", "--quiet"]);
             process::note(&journal.text());
         }
-        self.end();
+        if !self.end() {
+            process::note("the box does not end");
+        }
     }
 }
 
