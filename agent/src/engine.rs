@@ -2,9 +2,11 @@
 //! belong together on which distribution. Pure but for one look at the sockets.
 
 use std::{
-    os::unix::net::UnixStream,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
 };
+
+use nix::errno::Errno;
 
 use crate::{
     error::{Error, Result},
@@ -93,15 +95,18 @@ pub struct Overrides {
     pub namespace: Option<String>,
 }
 
+/// Whether somebody has this socket, as engines do. A connection would tell, too, but it waits
+/// for as long as an engine that hangs accepts none, and wakes one that does not.
+fn is_listening(path: &Path) -> bool {
+    // unix(7): where a socket of another type is bound, that is what is said.
+    let asked = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    asked.is_err_and(|error| error.raw_os_error() == Some(Errno::EPROTOTYPE as i32))
+}
+
 /// Every engine that is meant: the one that a call named; else all that answer, of those that
 /// are known and the configured one.
 pub fn living(named: Option<&Path>, configured: Option<&Path>) -> Vec<Profile> {
-    living_with(
-        named,
-        configured,
-        |path| UnixStream::connect(path).is_ok(),
-        Path::exists,
-    )
+    living_with(named, configured, is_listening, Path::exists)
 }
 
 fn living_with(
@@ -130,11 +135,7 @@ fn living_with(
 /// user, never a guess; no living one falls back to the stock socket, whose error
 /// then says that nothing answers there.
 pub fn choose(overrides: &Overrides) -> Result<Profile> {
-    choose_with(
-        overrides,
-        |path| UnixStream::connect(path).is_ok(),
-        Path::exists,
-    )
+    choose_with(overrides, is_listening, Path::exists)
 }
 
 fn choose_with(
@@ -225,6 +226,27 @@ mod tests {
             (profile.name, profile.namespace.as_str()),
             ("k3s/rke2", "k8s.io")
         );
+    }
+
+    /// The daemon asks on the thread that all its work is done on.
+    #[tokio::test]
+    async fn an_engine_that_accepts_nobody_is_there_and_holds_nobody_up() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("containerd.sock");
+        assert!(!is_listening(&path), "there is nothing");
+        let socket = tokio::net::UnixSocket::new_stream().expect("a socket");
+        socket.bind(&path).expect("bound");
+        let listener = socket.listen(0).expect("it listens");
+        let _waits = std::os::unix::net::UnixStream::connect(&path).expect("there is room for one");
+        let (tell, told) = std::sync::mpsc::channel();
+        let asked = path.clone();
+        std::thread::spawn(move || tell.send(living(Some(&asked), None).len()));
+        let answer = told.recv_timeout(std::time::Duration::from_secs(5));
+        assert_eq!(answer, Ok(1));
+        drop(listener);
+        assert!(!is_listening(&path), "it has ended");
+        std::fs::write(dir.path().join("file"), "").expect("written");
+        assert!(!is_listening(&dir.path().join("file")), "no socket");
     }
 
     #[test]

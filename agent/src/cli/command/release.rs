@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     containerd::Engine,
-    daemon::{Places, StateLock},
+    daemon::{Lock, Places},
     engine::{self, Profile},
     error::{Error, Result},
     keep::{Released, ReleasedRow, release},
@@ -109,7 +109,7 @@ async fn of_engine(
 
 /// A daemon that runs would set its pins again, and lose the pull that a lease protects; so
 /// would one pass of it. None begins while the lock is held.
-fn daemon_is_away(context: &Context) -> Result<Option<StateLock>> {
+fn daemon_is_away(context: &Context) -> Result<Option<Lock>> {
     let Places { socket, state, .. } = places(&context.global);
     if UnixStream::connect(&socket).is_ok() {
         return Err(Error::new(
@@ -125,7 +125,7 @@ fn daemon_is_away(context: &Context) -> Result<Option<StateLock>> {
     if !state.join("lock").exists() {
         return Ok(None);
     }
-    match StateLock::take(&state) {
+    match Lock::of_state(&state) {
         Ok(lock) => Ok(Some(lock)),
         Err(error) if error.kind() == Kind::Usage => Err(Error::new(
             Kind::Usage,
