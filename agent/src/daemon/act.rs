@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
+    REPORT,
     journal::{self, During},
     pulse::limited,
     run::Daemon,
@@ -469,6 +470,7 @@ fn unexpected() -> Error {
         Kind::Internal,
         "a worker process did something else than its job",
     )
+    .hint(REPORT)
 }
 
 #[cfg(test)]
