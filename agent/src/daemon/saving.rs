@@ -123,6 +123,22 @@ fn stuck() -> Error {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_end_waits_for_what_is_being_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut saving = Saving::new(StateFile::new(dir.path()));
+        let file = Arc::clone(&saving.file);
+        let (held, begun) = std::sync::mpsc::channel();
+        let disk = std::thread::spawn(move || {
+            let _file = file.lock().expect("free");
+            held.send(()).expect("somebody waits");
+            std::thread::sleep(Duration::from_millis(100));
+        });
+        begun.recv().expect("it is held");
+        saving.now(&Memory::default()).expect("written");
+        disk.join().expect("it ends");
+    }
+
     #[tokio::test]
     async fn a_disk_that_takes_nothing_is_not_waited_for() {
         let dir = tempfile::tempdir().expect("a directory");
