@@ -11,6 +11,7 @@ use super::{args::Global, output::Printer};
 use crate::{
     asked::Asked,
     config::Config,
+    desired::Traits,
     error::{Error, Result},
     kind::Kind,
     layout::{LayoutRef, Local},
@@ -26,6 +27,8 @@ use crate::{
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) printer: Printer,
+    /// The engine that this call names, whatever is configured.
+    pub(crate) named_address: Option<PathBuf>,
     /// The namespace that this call names, whatever is configured.
     pub(crate) named_namespace: Option<String>,
     session: Session,
@@ -79,25 +82,31 @@ impl Context {
     pub(crate) fn new(global: Global, config: Config, printer: Printer, rate: Option<u64>) -> Self {
         let session = Session::new(flags(&global, rate), config.clone());
         let mut global = global;
+        let named_address = global.address.clone();
         let named_namespace = global.namespace.clone();
         global.address = global.address.or(config.address);
         global.namespace = global.namespace.or(config.namespace);
         Self {
             global,
             printer,
+            named_address,
             named_namespace,
             session,
             client: OnceLock::new(),
         }
     }
 
-    pub(crate) fn config(&self) -> &Config {
-        self.session.config()
-    }
-
     /// The host truth: of this machine, or of the recorded one.
     pub(crate) fn host(&self) -> Result<&Host> {
         self.session.host()
+    }
+
+    /// What decides which declared images `namespace` of the engine should have.
+    pub(crate) fn traits(&self, namespace: &str) -> Result<Traits> {
+        Ok(Traits {
+            namespace: namespace.to_owned(),
+            ..self.session.traits()?
+        })
     }
 
     pub(crate) fn facts(&self) -> Result<Facts> {

@@ -1,6 +1,6 @@
 //! One step for one image, and what came of it.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -10,7 +10,7 @@ use super::{
     journal::{self, During},
     pulse::limited,
     run::Daemon,
-    worker::{Done, Job, Pulled, Rechecked, Spent, Work, Worker},
+    worker::{Done, Job, Moved, Pulled, Rechecked, Spent, Work, Worker},
 };
 use crate::{
     desired::{Desired, Key},
@@ -20,7 +20,7 @@ use crate::{
     kind::Kind,
     oci::Digest,
     pressure::{self, Pressure},
-    pull::{Bytes, Status},
+    pull::Status,
     reconcile::{Step, Why},
 };
 
@@ -37,25 +37,44 @@ const LISTEN: Duration = Duration::from_millis(500);
 /// How often pressure is looked at while it is waited for its end.
 const BREATH: Duration = Duration::from_secs(10);
 
-/// How often in a row each registry could not be reached, and when last.
+/// How often in a row each registry could not be reached.
 #[derive(Debug, Default)]
-pub(super) struct Misses(BTreeMap<String, (u32, Instant)>);
+pub(super) struct Misses(BTreeMap<String, Missed>);
+
+#[derive(Debug)]
+struct Missed {
+    count: u32,
+    last: Instant,
+    /// This device's clock may be all that is wrong.
+    of_clock: bool,
+}
 
 impl Misses {
     /// What came of asking it.
-    fn learn(&mut self, registry: &str, missed: bool, now: Instant) {
-        if missed {
-            let (count, last) = self.0.entry(registry.to_owned()).or_insert((0, now));
-            *count += 1;
-            *last = now;
-        } else {
+    fn learn(&mut self, registry: &str, failed: Option<&Error>, now: Instant) {
+        let Some(error) = failed.filter(|error| error.kind() == Kind::Unavailable) else {
             self.0.remove(registry);
-        }
+            return;
+        };
+        let count = self.0.get(registry).map_or(0, |missed| missed.count);
+        let missed = Missed {
+            count: count.saturating_add(1),
+            last: now,
+            of_clock: error.is_of_clock(),
+        };
+        self.0.insert(registry.to_owned(), missed);
     }
 
-    fn is_away(&self, registry: &str, now: Instant) -> bool {
-        self.0.get(registry).is_some_and(|(count, last)| {
-            *count >= MISSES && now.saturating_duration_since(*last) < MOMENT
+    /// Why it is not asked for this image now, if it is not.
+    fn away(&self, registry: &str, desired: &Desired, now: Instant) -> Option<Error> {
+        let missed = self.0.get(registry).filter(|missed| {
+            missed.count >= MISSES && now.saturating_duration_since(missed.last) < MOMENT
+        })?;
+        let error = away(desired, registry);
+        Some(if missed.of_clock {
+            error.of_clock()
+        } else {
+            error
         })
     }
 }
@@ -71,7 +90,7 @@ impl Daemon {
         if undone && !self.asked.contains(key) {
             // It was done, and looks as if it had not been: again would be for ever.
             self.taken = None;
-            self.failed(&desired, &undone_by_others(key));
+            self.failed(&desired, step, &undone_by_others(key));
             return;
         }
         self.resolved = None;
@@ -98,7 +117,7 @@ impl Daemon {
                 self.engine_went(&desired, step, error);
                 return;
             }
-            Err(error) => self.failed(&desired, &error),
+            Err(error) => self.failed(&desired, step, &error),
         }
         if matches!(step, Step::Pull(_)) {
             // Whoever waits for it hears of it when the image has been looked at.
@@ -111,7 +130,7 @@ impl Daemon {
     pub(super) fn engine_went(&mut self, desired: &Desired, step: Step, error: Error) {
         let key = desired.key();
         if self.suspect.lost(&key, step) {
-            self.failed(desired, &error);
+            self.failed(desired, step, &error);
             self.asked.remove(&key);
             // An engine that is back at once finds whoever waits still there.
             self.dealt.insert(key);
@@ -120,12 +139,13 @@ impl Daemon {
     }
 
     /// The image is left alone for a while.
-    pub(super) fn failed(&mut self, desired: &Desired, error: &Error) {
+    pub(super) fn failed(&mut self, desired: &Desired, step: Step, error: &Error) {
         let key = desired.key();
         let now = Timestamp::now();
         let known = self.memory.get(&key).and_then(|known| known.error.as_ref());
-        let same = known.is_some_and(|known| is_same(known, error));
-        self.memory.failed(&key, now, error, &self.settings);
+        let known = known.and_then(Error::from_json);
+        let same = known.is_some_and(|known| known.says_the_same(error));
+        self.memory.failed(&key, now, step, error, &self.settings);
         let failures = self.memory.get(&key).map_or(0, |known| known.failures);
         // A publisher may take weeks; the same failure is news ever less often.
         if !same || failures.is_power_of_two() {
@@ -143,39 +163,41 @@ impl Daemon {
     }
 
     async fn pull(&mut self, desired: &Desired, why: Why) -> Result<bool> {
-        if why != Why::Asked && !self.calm().await {
+        let key = desired.key();
+        if why != Why::Asked && !self.calm(&key, pressure::LONGEST_PAUSE).await {
             return Ok(false);
         }
-        let key = desired.key();
         let registry = desired.reference.repository().domain().to_owned();
         // Who asks for one image gets a try, whatever was a moment ago; who asks for all of
         // hundreds does not wait for each one's patience.
         let is_meant = why == Why::Asked && self.asked.len() == 1;
-        if !is_meant && self.misses.is_away(&registry, Instant::now()) {
-            return Err(away(desired, &registry));
+        let away = self.misses.away(&registry, desired, Instant::now());
+        if let Some(error) = away.filter(|_| !is_meant) {
+            return Err(error);
         }
         let begun = Instant::now();
         let (done, spent) = self.run(desired, Work::Pull).await;
         self.count(desired, &spent);
-        let missed = matches!(&done, Err(error) if error.kind() == Kind::Unavailable);
         if !matches!(done, Ok(None)) {
-            self.misses.learn(&registry, missed, Instant::now());
+            let failed = done.as_ref().err();
+            self.misses.learn(&registry, failed, Instant::now());
         }
+        let metrics = &self.handle.metrics;
         match done {
             Ok(Some(Done::Pulled(pulled))) => {
-                self.handle
-                    .metrics
-                    .pull_ended(Ok(pulled.status), begun.elapsed(), pulled.bytes);
+                metrics.pull_ended(Ok(pulled.status), begun.elapsed());
+                metrics.stored(pulled.bytes);
                 self.pulled(&key, &pulled);
                 Ok(true)
             }
             Ok(Some(Done::Rechecked(_))) => Err(unexpected()),
-            Ok(None) => Ok(false),
+            Ok(None) => {
+                metrics.stored(spent.moved);
+                Ok(false)
+            }
             Err(error) => {
-                let took = begun.elapsed();
-                self.handle
-                    .metrics
-                    .pull_ended(Err(error.kind()), took, Bytes::default());
+                metrics.pull_ended(Err(error.kind()), begun.elapsed());
+                metrics.stored(spent.moved);
                 Err(error)
             }
         }
@@ -217,6 +239,16 @@ impl Daemon {
     async fn recheck(&mut self, desired: &Desired) -> Result<bool> {
         let (done, spent) = self.run(desired, Work::Recheck).await;
         self.count(desired, &spent);
+        let metrics = &self.handle.metrics;
+        metrics.stored(spent.moved);
+        let is_damaged = match &done {
+            Ok(Some(Done::Rechecked(found))) => found.repaired,
+            Err(error) => error.kind() == Kind::StoreDamaged,
+            Ok(_) => false,
+        };
+        if is_damaged {
+            metrics.found_damaged();
+        }
         match done {
             Ok(Some(Done::Rechecked(found))) => {
                 self.rechecked(desired, &found);
@@ -313,12 +345,13 @@ impl Daemon {
         board.pulling(&key, Timestamp::now());
         let mut tick = interval(TELL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut resolved = None;
+        let (mut resolved, mut moved) = (None, Moved::default());
         let ended = {
             let run = worker.run(&job, |event| {
                 if let Event::Resolved { digest, .. } = &event {
                     resolved = Some(digest.clone());
                 }
+                moved.observe(&event);
                 board.observe(&event);
             });
             tokio::pin!(run);
@@ -340,11 +373,17 @@ impl Daemon {
             }
         };
         self.resolved = resolved;
+        let moved = moved.bytes();
         let Some((ended, spent)) = ended else {
             // Killed: what it has fetched stays, for the next who wants it.
             drop(worker);
-            return (Ok(None), Spent::default());
+            let spent = Spent {
+                moved,
+                ..Spent::default()
+            };
+            return (Ok(None), spent);
         };
+        let spent = Spent { moved, ..spent };
         if worker.is_usable() {
             self.worker = Some(worker);
         } else if ended.is_err() {
@@ -401,13 +440,15 @@ impl Daemon {
     }
 
     /// Waits while the host has no memory or disk to spare, but not for ever: pressure that
-    /// does not end is how this host is. `false` if there is something else to do meanwhile.
-    async fn calm(&mut self) -> bool {
-        let end = Instant::now() + pressure::LONGEST_PAUSE;
+    /// does not end is how this host is. `false` if there is something else to do meanwhile,
+    /// or the image is not wanted any more.
+    pub(super) async fn calm(&mut self, key: &Key, longest: Duration) -> bool {
+        let end = Instant::now() + longest;
         let generation = self.generation;
+        let was_reachable = self.engines.is_reachable();
         while !self.pressed {
             self.pulse.beat();
-            let reason = Pressure::read(Path::new("/")).reason();
+            let reason = Pressure::read(&self.places.root).reason();
             self.handle.board.paused(reason.as_deref());
             if reason.is_none() {
                 return true;
@@ -421,8 +462,8 @@ impl Daemon {
                 change = self.engines.change() => drop(self.note(change)),
                 () = sleep(BREATH) => {}
             }
-            let other = self.stopping || self.generation != generation || !self.asked.is_empty();
-            if other || !self.engines.is_reachable() {
+            let other = self.is_over(key, generation) || !self.asked.is_empty();
+            if other || self.engines.is_reachable() != was_reachable {
                 self.handle.board.paused(None);
                 return false;
             }
@@ -430,14 +471,6 @@ impl Daemon {
         self.handle.board.paused(None);
         true
     }
-}
-
-/// Whether it is the failure that is remembered, told in the same words.
-fn is_same(known: &serde_json::Value, error: &Error) -> bool {
-    let causes = known["causes"].as_array();
-    known["kind"] == error.kind().name()
-        && known["message"] == error.message()
-        && causes.is_some_and(|causes| causes.iter().eq(error.causes()))
 }
 
 fn undone_by_others(key: &Key) -> Error {
@@ -478,29 +511,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_known_again() {
-        let error = Error::new(Kind::NotFound, "no such tag").because("404");
-        let known = serde_json::to_value(&error).expect("plain data");
-        assert!(is_same(&known, &error));
-        let other = Error::new(Kind::NotFound, "no such tag").because("410");
-        assert!(!is_same(&known, &other));
-        assert!(!is_same(&known, &error.with_kind(Kind::Unavailable)));
-    }
-
-    #[test]
     fn a_registry_that_is_away_is_asked_again_after_a_moment() {
+        let image = Desired {
+            reference: crate::oci::Reference::parse("r.example/a:1").expect("valid"),
+            platform: "host".to_owned(),
+            namespace: "default".to_owned(),
+            refresh: crate::schedule::Refresh::Never,
+            pin: true,
+            keep_previous: 0,
+            origin: crate::desired::Origin {
+                file: "a.txt".into(),
+                line: 1,
+            },
+        };
         let mut misses = Misses::default();
         let start = Instant::now();
-        misses.learn("r.example", true, start);
-        assert!(!misses.is_away("r.example", start), "once is no reason");
-        misses.learn("r.example", true, start);
-        assert!(misses.is_away("r.example", start));
-        assert!(!misses.is_away("other.example", start));
-        assert!(!misses.is_away("r.example", start + MOMENT));
-        // It did not answer again: another moment.
-        misses.learn("r.example", true, start + MOMENT);
-        assert!(misses.is_away("r.example", start + MOMENT));
-        misses.learn("r.example", false, start + MOMENT);
-        assert!(!misses.is_away("r.example", start + MOMENT));
+        let later = start + MOMENT;
+        let error = Error::new(Kind::Unavailable, "no answer");
+        misses.learn("r.example", Some(&error), start);
+        let away = |misses: &Misses, registry, at| misses.away(registry, &image, at);
+        assert!(away(&misses, "r.example", start).is_none(), "once");
+        misses.learn("r.example", Some(&error), start);
+        let told = away(&misses, "r.example", start).expect("twice");
+        assert!(!told.is_of_clock());
+        assert!(away(&misses, "other.example", start).is_none());
+        assert!(away(&misses, "r.example", later).is_none());
+        // It did not answer again: another moment. A clock that is set changes everything for
+        // the images that were not asked for, too.
+        misses.learn("r.example", Some(&error.of_clock()), later);
+        let told = away(&misses, "r.example", later).expect("three times");
+        assert!(told.is_of_clock());
+        let other = Error::new(Kind::NotFound, "no such tag");
+        misses.learn("r.example", Some(&other), later);
+        assert!(away(&misses, "r.example", later).is_none());
     }
 }

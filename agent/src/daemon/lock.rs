@@ -19,7 +19,7 @@ use crate::{
 
 /// Held until dropped, or until the process ends, however it does.
 #[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "the lock is what it is for")] Flock<File>);
+pub struct Lock(#[expect(dead_code, reason = "the lock is what it is for")] Flock<File>);
 
 impl Lock {
     /// Takes the lock; `taken` is the failure where another process has it.
@@ -46,7 +46,7 @@ impl Lock {
 
     /// The lock of the state directory, which is made if it is not there: the daemon's, or
     /// that of a call that does its work once.
-    pub(super) fn of_state(dir: &Path) -> Result<Self> {
+    pub fn of_state(dir: &Path) -> Result<Self> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)

@@ -44,8 +44,8 @@ impl Daemon {
             }
         }
         // What is to be pruned may be in one that nothing is declared for any more.
-        for key in self.memory.undesired().filter(|_| prunes) {
-            let name = Some(key.namespace.clone());
+        for record in self.memory.undesired().filter(|_| prunes) {
+            let name = Some(record.namespace.clone());
             if !namespaces.contains(&name) {
                 namespaces.push(name);
             }
@@ -63,9 +63,7 @@ impl Daemon {
         }
         let error = self.engines.error();
         if let Some(error) = error
-            && was.is_none_or(|was| {
-                was.message() != error.message() || was.causes() != error.causes()
-            })
+            && was.is_none_or(|was| !was.says_the_same(error))
         {
             journal::report(error, None);
         }
@@ -276,11 +274,8 @@ impl Daemon {
                         .get(&key.namespace)
                         .map(|attached| attached.snapshotter.clone()),
                 };
-                board.ready(&key, ready, remembered.next_try, now);
-                let error = remembered.error.as_ref();
-                if let Some(error) = error.and_then(Error::from_json) {
-                    board.refresh_failed(&key, &error, remembered.next_try, now);
-                }
+                let error = remembered.error.clone();
+                board.here(&key, ready, error, remembered.next_try, now);
             }
             (_, error) => {
                 if shown.is_some_and(|shown| shown.state == State::Ready) {

@@ -28,6 +28,7 @@ pub mod worker;
 pub use self::{
     handle::{Ask, Handle},
     host_document::{EngineRow, HostDocument},
+    lock::Lock,
     refusals::count_refusals,
     run::Places,
     start::{once, run},

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -61,6 +61,8 @@ pub struct Places {
     pub runtime: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// Below it the kernel tells of this host: `/`.
+    pub root: PathBuf,
 }
 
 /// What the loop is told from outside.
@@ -133,7 +135,7 @@ impl Daemon {
         let lock = Lock::of_state(&places.state)?;
         let mut state = StateFile::new(&places.state);
         let (mut memory, damaged) = state.load();
-        memory.begin(&clock::boot(Path::new("/")));
+        memory.begin(&clock::boot(&places.root));
         if let Some(error) = damaged {
             super::journal::report(&error, None);
         }
@@ -170,11 +172,12 @@ impl Daemon {
             news,
             stopping: false,
         };
-        daemon.read_declared();
         if !daemon.memory.is_clean() {
-            let keys: Vec<Key> = daemon.declared.images.iter().map(Desired::key).collect();
-            daemon.memory.unclean(keys);
+            // What is remembered now, what is desired when it is known by what name.
+            daemon.memory.unclean([]);
+            daemon.declared.doubtful = true;
         }
+        daemon.read_declared();
         // From here on a stop without notice is one. Where that cannot be written (a full
         // disk), images are looked after nevertheless.
         daemon.memory.set_clean(false);

@@ -79,9 +79,10 @@ impl Saving {
         let error = self.write(memory).await.err();
         // A disk that is full is full in every pass.
         if let Some(error) = &error
-            && self.told.as_ref().is_none_or(|told| {
-                told.message() != error.message() || told.causes() != error.causes()
-            })
+            && self
+                .told
+                .as_ref()
+                .is_none_or(|told| !told.says_the_same(error))
         {
             journal::report(error, None);
         }

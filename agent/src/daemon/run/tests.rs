@@ -36,6 +36,7 @@ impl Scene {
             state: dir.path().join("state"),
             runtime: dir.path().to_owned(),
             socket: dir.path().join("s"),
+            root: dir.path().to_owned(),
         };
         let session = Session::new(flags, config);
         let host = session.host().expect("a host");
@@ -192,7 +193,11 @@ async fn a_failure_tells_how_far_the_work_was() {
     let digest = Digest::of(b"a");
     scene.daemon.resolved = Some(digest.clone());
     let error = Error::new(Kind::Unavailable, "the registry went away");
-    let records = said(|| scene.daemon.failed(&desired, &error));
+    let records = said(|| {
+        scene
+            .daemon
+            .failed(&desired, Step::Pull(crate::reconcile::Why::Missing), &error);
+    });
     assert_eq!(records.len(), 1);
     for field in [
         "EDGEPULL_PHASE=fetching\n",
@@ -323,7 +328,7 @@ async fn failures_of_many_images_are_written_down_together() {
     let error = Error::new(Kind::Unavailable, "away");
     daemon
         .memory
-        .failed(&key, Timestamp::now(), &error, &daemon.settings);
+        .failed(&key, Timestamp::now(), Step::Trim, &error, &daemon.settings);
     daemon.saving.soon(&daemon.memory).await;
     assert!(known().is_none(), "a moment after the last time");
     daemon.saving.later(&daemon.memory).await;
@@ -359,4 +364,87 @@ async fn a_state_that_cannot_be_written_does_not_keep_images_from_coming() {
     let built = Daemon::build(session, places, declared, handle, notifier, news);
     let mut daemon = built.expect("it works without");
     assert!(daemon.close().is_err(), "and says so at the end");
+}
+
+/// At boot the engine comes later, and until then its usual namespace is not known.
+#[tokio::test]
+async fn before_an_engine_has_said_its_namespace_nothing_that_is_remembered_is_forgotten() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let stand_in = scene.key(0);
+    let real = Key {
+        namespace: "k8s.io".to_owned(),
+        ..stand_in.clone()
+    };
+    let other = Key {
+        reference: "r.example/gone:1".to_owned(),
+        ..real.clone()
+    };
+    let daemon = &mut scene.daemon;
+    let now = Timestamp::now();
+    for key in [&real, &other] {
+        daemon
+            .memory
+            .succeeded(key, now, Step::Pull(crate::reconcile::Why::Missing));
+    }
+    daemon.declared.doubtful = true;
+    daemon.read_declared();
+    assert!(daemon.memory.get(&real).is_some() && daemon.memory.get(&other).is_some());
+    assert!(daemon.memory.get(&stand_in).is_none());
+    daemon.declared.namespace = Some("k8s.io".to_owned());
+    daemon.read_declared();
+    assert_eq!(daemon.declared.images[0].key(), real);
+    let known = daemon.memory.get(&real).expect("it is still desired");
+    assert!(known.last_success.is_some() && known.recheck);
+    assert!(daemon.memory.get(&other).is_none());
+    // The engine is away for a moment; what was its namespace still is.
+    daemon
+        .engines
+        .lost(Error::new(Kind::ContainerdUnavailable, "gone"));
+    daemon.read_declared();
+    assert_eq!(daemon.declared.images[0].key(), real);
+    assert!(daemon.memory.get(&real).is_some());
+}
+
+#[tokio::test]
+async fn under_pressure_nothing_is_begun_but_what_somebody_asks_for_and_not_for_ever() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let (key, long) = (scene.key(0), Duration::from_secs(600));
+    let proc = scene.dir.path().join("proc/pressure");
+    let images = scene.dir.path().join("images.d/a.txt");
+    let (daemon, tell) = (&mut scene.daemon, &scene.tell);
+    assert!(
+        daemon.calm(&key, long).await,
+        "nothing says that there is any"
+    );
+    fs::create_dir_all(&proc).expect("made");
+    let line = |name: &str| format!("{name} avg10=50.00 avg60=1.00 avg300=1.00 total=1\n");
+    let text = line("some") + &line("full");
+    fs::write(proc.join("memory"), text).expect("written");
+    let board = daemon.handle.board.clone();
+    let mut heard = board.listen();
+    let (done, _asker) = oneshot::channel();
+    let reference = None;
+    let wish = News::Ask(Ask::Sync { reference, done });
+    tell.send(wish).await.expect("there is room");
+    assert!(!daemon.calm(&key, long).await, "somebody waits");
+    let paused = |notice| match notice {
+        crate::status::Notice::Daemon(daemon) => daemon.paused,
+        _ => None,
+    };
+    let told = std::iter::from_fn(|| heard.try_recv().ok()).find_map(paused);
+    assert!(told.is_some_and(|reason| reason.contains("memory")));
+    assert_eq!(board.daemon().paused, None);
+    // It lasts for as long as is waited for its end: once in a pass is enough.
+    daemon.asked.clear();
+    assert!(daemon.calm(&key, Duration::ZERO).await);
+    assert!(daemon.pressed && daemon.calm(&key, long).await);
+    daemon.pressed = false;
+    // It is not wanted any more, or nothing is.
+    fs::write(&images, "").expect("written");
+    tell.send(News::Changed).await.expect("there is room");
+    assert!(!daemon.calm(&key, long).await);
+    fs::write(&images, "r.example/a:1\n").expect("written");
+    daemon.heed(Some(News::Changed));
+    tell.send(News::Stop).await.expect("there is room");
+    assert!(!daemon.calm(&key, long).await);
 }

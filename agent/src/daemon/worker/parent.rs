@@ -121,25 +121,9 @@ impl Worker {
             };
             match serde_json::from_slice(&line) {
                 Ok(Answer::Event(event)) => observe(event),
-                Ok(Answer::Ended {
-                    done,
-                    failed,
-                    retry_after,
-                    spent,
-                }) => {
+                Ok(Answer::Ended(ended)) => {
                     self.busy = false;
-                    let ended = match (done, failed) {
-                        (Some(done), None) => Ok(done),
-                        (_, Some(error)) => {
-                            Err(error.after(retry_after.map(Duration::from_millis)))
-                        }
-                        (None, None) => Err(Error::new(
-                            Kind::Internal,
-                            "a worker process ended a job without saying how",
-                        )
-                        .hint(REPORT)),
-                    };
-                    return (ended, spent);
+                    return ended.result();
                 }
                 Err(error) => {
                     let error = Error::new(
@@ -258,7 +242,7 @@ mod tests {
         }
     }
 
-    const ENDED: &str = r#"{"ended":{"done":{"rechecked":{"repaired":false,"damage":[],"unchecked":[],"fetched":0}},"failed":null,"retry_after":null,"spent":{"requests":[],"bytes":[],"remaining":[]}}}"#;
+    const ENDED: &str = r#"{"ended":{"done":{"rechecked":{"repaired":false,"damage":[],"unchecked":[],"fetched":0}},"failed":null,"retry_after":null,"of_clock":false,"spent":{"requests":[],"bytes":[],"remaining":[]}}}"#;
 
     #[tokio::test]
     async fn one_that_says_nothing_is_ended() {
