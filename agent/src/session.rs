@@ -116,7 +116,9 @@ impl Session {
                 .hint("`edgepull detect --record DIR` writes such a directory")
             }),
             None => Facts::live().map_err(|error| {
-                Error::new(Kind::Internal, "cannot read this host's facts").caused_by(&error)
+                Error::new(Kind::Internal, "cannot read this host's facts")
+                    .caused_by(&error)
+                    .hint("are /proc and /sys mounted, and may this user read them?")
             }),
         }
     }

@@ -260,3 +260,37 @@ fn one_pass_without_an_engine_is_an_end_in_order() {
     agent.call(["agent", "--once"]).run().exits(40);
     assert_eq!(state(&agent)["clean"], true);
 }
+
+/// Whoever changes `[metrics] listen` need not restart anything, nor free a port beforehand.
+#[test]
+fn scrapers_are_answered_where_the_configuration_says() {
+    let (_scene, mut agent) = scene(Version::V1_7);
+    let taken = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (first, second) = (taken(), taken());
+    let address = |listener: &std::net::TcpListener| listener.local_addr().unwrap();
+    let (first_at, second_at) = (address(&first), address(&second));
+    let listen = |at| format!("[metrics]\nlisten = \"{at}\"\n");
+    let scraped = |at: std::net::SocketAddr| {
+        use std::io::{Read as _, Write as _};
+        let mut answer = String::new();
+        std::net::TcpStream::connect(at).is_ok_and(|mut stream| {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream
+                .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+                .is_ok()
+                && stream.read_to_string(&mut answer).is_ok()
+        }) && answer.contains("\nedgepull_build_info")
+    };
+    drop(second);
+    agent.configure(&listen(first_at));
+    agent.start();
+    drop(first);
+    wait_for("the port that was taken", PATIENCE, || scraped(first_at));
+    agent.configure(&listen(second_at));
+    wait_for("the other port", PATIENCE, || scraped(second_at));
+    assert!(std::net::TcpStream::connect(first_at).is_err());
+    agent.configure("");
+    wait_for("no port", PATIENCE, || {
+        std::net::TcpStream::connect(second_at).is_err()
+    });
+}

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
+    REPORT,
     journal::{self, During},
     pulse::limited,
     run::Daemon,
@@ -84,6 +85,7 @@ impl Daemon {
         let Some(desired) = self.desired(key) else {
             return;
         };
+        self.resolved = None;
         let undone = self.taken.as_ref() == Some(&(key.clone(), step))
             || self.disputes.is_futile(key, step, Instant::now());
         if undone && !self.asked.contains(key) {
@@ -92,7 +94,6 @@ impl Daemon {
             self.failed(&desired, step, &undone_by_others(key));
             return;
         }
-        self.resolved = None;
         let done = match step {
             Step::Pull(why) => self.pull(&desired, why).await,
             Step::Recheck => self.recheck(&desired).await,
@@ -502,6 +503,7 @@ fn unexpected() -> Error {
         Kind::Internal,
         "a worker process did something else than its job",
     )
+    .hint(REPORT)
 }
 
 #[cfg(test)]

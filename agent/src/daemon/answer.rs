@@ -128,10 +128,8 @@ impl Server {
         };
         if !route.takes(request.method()) {
             let message = format_args!("{path} takes {}", route.allow());
-            let mut answer = refusal(
-                StatusCode::METHOD_NOT_ALLOWED,
-                &Error::new(Kind::Usage, message),
-            );
+            let error = Error::new(Kind::Usage, message).hint("ask with another method");
+            let mut answer = refusal(StatusCode::METHOD_NOT_ALLOWED, &error);
             let allow = HeaderValue::from_static(route.allow());
             answer.headers_mut().insert(ALLOW, allow);
             return answer;
@@ -233,8 +231,14 @@ impl Query {
     fn parse(text: Option<&str>, known: &[&str]) -> Result<Self> {
         let mut query = Self::default();
         let url = format!("http://edgepull/?{}", text.unwrap_or_default());
+        let wrong = |message: std::fmt::Arguments<'_>| {
+            Error::new(Kind::Usage, message).hint(match known {
+                [] => "nothing may stand after the `?`".to_owned(),
+                known => format!("after the `?` may stand: {}", known.join(", ")),
+            })
+        };
         let url = reqwest::Url::parse(&url)
-            .map_err(|error| Error::new(Kind::Usage, "cannot read the query").caused_by(&error))?;
+            .map_err(|error| wrong(format_args!("cannot read the query")).caused_by(&error))?;
         for (key, value) in url.query_pairs() {
             match key.as_ref() {
                 "reference" if known.contains(&"reference") => {
@@ -244,14 +248,14 @@ impl Query {
                     query.wait = match value.as_ref() {
                         "1" | "true" => true,
                         "0" | "false" => false,
-                        _ => return Err(Error::new(Kind::Usage, "`wait` is 0 or 1")),
+                        _ => return Err(wrong(format_args!("`wait` is 0 or 1"))),
                     };
                 }
                 _ => {
-                    return Err(Error::new(
-                        Kind::Usage,
-                        format_args!("there is no `{}` here", key.escape_debug()),
-                    ));
+                    return Err(wrong(format_args!(
+                        "there is no `{}` here",
+                        key.escape_debug()
+                    )));
                 }
             }
         }
@@ -267,6 +271,7 @@ fn record_name(typed: &str) -> Result<String> {
         )
         .because(error)
         .reference(typed)
+        .hint("`edgepull status` lists what is declared, as it is to be written")
     })?;
     Ok(reference.record_name())
 }
@@ -340,7 +345,9 @@ mod tests {
             ("verbose=1", Kind::Usage),
             ("wait", Kind::Usage),
         ] {
-            assert_eq!(parse(text).expect_err(text).kind(), kind);
+            let error = parse(text).expect_err(text);
+            assert_eq!(error.kind(), kind);
+            assert!(error.hint_text().is_some(), "{text}");
         }
         assert!(Query::parse(Some("wait=1"), &["reference"]).is_err());
     }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
+    REPORT,
     journal::{self, Notice},
     run::Daemon,
 };
@@ -190,7 +191,11 @@ impl Daemon {
             let refusal = self.engines.refusal(&desired.namespace).cloned();
             let why = format_args!("cannot use namespace `{}`", desired.namespace);
             refusal.map_or_else(
-                || Error::new(Kind::ContainerdUnavailable, why).because("it is not connected"),
+                || {
+                    Error::new(Kind::ContainerdUnavailable, why)
+                        .because("it is not connected")
+                        .hint("it is tried again by itself; `edgepull status` shows the engine")
+                },
                 |error| error.during(why),
             )
         })?;
@@ -200,10 +205,9 @@ impl Daemon {
             listings.insert(desired.namespace.clone(), listing);
         }
         let Some(listing) = listings.get(&desired.namespace) else {
-            return Err(Error::new(
-                Kind::Internal,
-                "a list that was just made is gone",
-            ));
+            return Err(
+                Error::new(Kind::Internal, "a list that was just made is gone").hint(REPORT),
+            );
         };
         let mut observed = observe(
             &attached.engine,

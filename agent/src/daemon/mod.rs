@@ -34,6 +34,9 @@ pub use self::{
     start::{once, run},
 };
 
+/// The next step after what should not have happened.
+const REPORT: &str = "please report it, with `edgepull version` and the daemon's journal";
+
 /// Where the daemon is asked.
 pub const SOCKET: &str = "/run/edgepull/edgepull.sock";
 /// Where the shim tells which containers it refused to start.

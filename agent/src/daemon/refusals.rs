@@ -19,10 +19,10 @@ pub async fn count_refusals(path: &Path, metrics: Metrics) -> Result<()> {
     let socket = put_in_place(path, 0o600, None, |at| UnixDatagram::bind(at))?;
     let mut reason = [0; LONGEST];
     loop {
-        let length = socket
-            .recv(&mut reason)
-            .await
-            .map_err(|error| Error::io("read from", path, &error))?;
+        let length = socket.recv(&mut reason).await.map_err(|error| {
+            Error::io("read from", path, &error)
+                .hint("starts that are refused are not counted until the daemon is restarted")
+        })?;
         metrics.refused_start(reason.get(..length).unwrap_or_default());
     }
 }

@@ -25,6 +25,10 @@ const SAVE: Duration = Duration::from_secs(60);
 /// A disk that has not taken it by then is not waited for: images come and go without.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Nor at the end for longer than this: whoever stops the daemon waits.
+const END: Duration = Duration::from_secs(5);
+const NAP: Duration = Duration::from_millis(20);
+
 #[derive(Debug)]
 pub(super) struct Saving {
     file: Arc<Mutex<StateFile>>,
@@ -50,10 +54,15 @@ impl Saving {
 
     /// At the beginning and at the end, when nothing else has to go on meanwhile.
     pub(super) fn now(&mut self, memory: &Memory) -> Result<()> {
-        match self.file.try_lock() {
-            Ok(mut file) => file.save(memory),
-            Err(TryLockError::Poisoned(file)) => file.into_inner().save(memory),
-            Err(TryLockError::WouldBlock) => Err(stuck()),
+        let end = Instant::now() + self.limit.min(END);
+        loop {
+            match self.file.try_lock() {
+                Ok(mut file) => return file.save(memory),
+                Err(TryLockError::Poisoned(file)) => return file.into_inner().save(memory),
+                // The last of it is being written.
+                Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(NAP),
+                Err(TryLockError::WouldBlock) => return Err(stuck()),
+            }
         }
     }
 
@@ -100,7 +109,7 @@ impl Saving {
                 Kind::Internal,
                 "the thread that writes the state ended early",
             )
-            .hint("please report it, with the daemon's journal"))
+            .hint(super::REPORT))
         })
     }
 }
@@ -114,6 +123,22 @@ fn stuck() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_waits_for_what_is_being_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut saving = Saving::new(StateFile::new(dir.path()));
+        let file = Arc::clone(&saving.file);
+        let (held, begun) = std::sync::mpsc::channel();
+        let disk = std::thread::spawn(move || {
+            let _file = file.lock().expect("free");
+            held.send(()).expect("somebody waits");
+            std::thread::sleep(Duration::from_millis(100));
+        });
+        begun.recv().expect("it is held");
+        saving.now(&Memory::default()).expect("written");
+        disk.join().expect("it ends");
+    }
 
     #[tokio::test]
     async fn a_disk_that_takes_nothing_is_not_waited_for() {

@@ -71,7 +71,9 @@ impl Session {
             engine: attached.map(EngineRow::of),
         };
         serde_json::to_string(&document).map_err(|error| {
-            Error::new(Kind::Internal, "cannot write the host's document").caused_by(&error)
+            Error::new(Kind::Internal, "cannot write the host's document")
+                .caused_by(&error)
+                .hint(super::REPORT)
         })
     }
 }

@@ -155,7 +155,9 @@ impl Signals {
     fn listen() -> Result<Self> {
         let listen = |kind| {
             signal(kind).map_err(|error| {
-                Error::new(Kind::Internal, "cannot listen for signals").caused_by(&error)
+                Error::new(Kind::Internal, "cannot listen for signals")
+                    .caused_by(&error)
+                    .hint(super::REPORT)
             })
         };
         Ok(Self {

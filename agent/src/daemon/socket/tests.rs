@@ -208,10 +208,7 @@ async fn what_is_not_there_is_refused_as_json() {
             assert!(!answer.contains("content-length: 0"), "{answer}");
             for nonsense in ["\u{16}\u{3}\u{1}", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n"] {
                 let answer = scene.raw(&format!("{nonsense}\r\n\r\n")).await;
-                assert!(
-                    answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
-                    "{answer}"
-                );
+                assert!(answer.starts_with("HTTP/1.1 4"), "{nonsense:?}: {answer}");
             }
             let long = "x".repeat(64 * 1024);
             // It may be closed before all of it was sent.
@@ -222,10 +219,7 @@ async fn what_is_not_there_is_refused_as_json() {
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer).await;
             let answer = String::from_utf8_lossy(&answer);
-            assert!(
-                answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
-                "{answer}"
-            );
+            assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
             assert_eq!(scene.get("/healthz").await.0, 200, "it lives on");
         })
         .await;

@@ -19,6 +19,7 @@ use super::{Answer, Done, Ended, Hello, Job, Pulled, Rechecked, Spent, Work};
 use crate::{
     choice::Choice,
     config::Config,
+    daemon::REPORT,
     error::{Error, Result},
     event::{Event, Events, Observer},
     keep::{self, AGENT},
@@ -52,6 +53,7 @@ async fn work(session: impl FnOnce(Config) -> Session) -> Result<()> {
             "a worker is started by `edgepull agent`, not by hand",
         )
         .caused_by(&error)
+        .hint("run `edgepull agent`")
     })?;
     let (from, to) = stream.into_split();
     let mut lines = BufReader::new(from).lines();
@@ -112,7 +114,9 @@ fn socket() -> std::io::Result<UnixStream> {
 
 fn read<'a, T: serde::Deserialize<'a>>(line: &'a str) -> Result<T> {
     serde_json::from_str(line).map_err(|error| {
-        Error::new(Kind::Internal, "the daemon said what cannot be understood").caused_by(&error)
+        Error::new(Kind::Internal, "the daemon said what cannot be understood")
+            .caused_by(&error)
+            .hint(REPORT)
     })
 }
 
@@ -190,7 +194,9 @@ impl Voice {
 
     async fn say(&mut self, answer: &Answer) -> Result<()> {
         let mut line = serde_json::to_vec(answer).map_err(|error| {
-            Error::new(Kind::Internal, "cannot write an answer down").caused_by(&error)
+            Error::new(Kind::Internal, "cannot write an answer down")
+                .caused_by(&error)
+                .hint(REPORT)
         })?;
         line.push(b'\n');
         self.to.write_all(&line).await.map_err(|error| {
@@ -249,6 +255,7 @@ impl Bench {
                 format_args!("`{}` is no image reference", job.reference),
             )
             .because(error)
+            .hint("correct it below /etc/edgepull/images.d")
         })?;
         events.emit(&Event::Resolving {
             reference: job.reference.clone(),
@@ -279,7 +286,7 @@ impl Bench {
         self.prepare(job).await?;
         let (Some(attached), Some(client)) = (self.attached.get(&job.namespace), &self.client)
         else {
-            return Err(Error::new(Kind::Internal, "a worker lost its engine"));
+            return Err(lost());
         };
         let want = self.session.want(attached, &job.platform)?;
         let host = self.session.host()?;
@@ -349,7 +356,7 @@ impl Bench {
         self.prepare(job).await?;
         let (Some(attached), Some(client)) = (self.attached.get(&job.namespace), &self.client)
         else {
-            return Err(Error::new(Kind::Internal, "a worker lost its engine"));
+            return Err(lost());
         };
         let Some(record) = attached.engine.image(&reference.record_name()).await? else {
             // What is not there is pulled, and new then.
@@ -424,6 +431,10 @@ async fn hold(
     )
     .await?;
     Ok(())
+}
+
+fn lost() -> Error {
+    Error::new(Kind::Internal, "a worker lost its engine").hint(REPORT)
 }
 
 fn artifact() -> Error {

@@ -177,7 +177,8 @@ impl Ended {
             (None, None) => Err(Error::new(
                 Kind::Internal,
                 "a worker process ended a job without saying how",
-            )),
+            )
+            .hint(super::REPORT)),
         };
         (ended, self.spent)
     }

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{Answer, Done, Hello, Job, Spent};
 use crate::{
+    daemon::REPORT,
     error::{Error, Result},
     event::Event,
     kind::Kind,
@@ -51,6 +52,8 @@ impl Worker {
                 format_args!("cannot {action} a worker process"),
             )
             .caused_by(error)
+            .hint("where memory or processes are short, see MemoryMax and TasksMax of the unit")
+            .retry(true)
         };
         let (ours, theirs) =
             std::os::unix::net::UnixStream::pair().map_err(|error| failed("talk to", &error))?;
@@ -84,7 +87,9 @@ impl Worker {
 
     async fn say(&mut self, message: &impl serde::Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(message).map_err(|error| {
-            Error::new(Kind::Internal, "cannot write a job down").caused_by(&error)
+            Error::new(Kind::Internal, "cannot write a job down")
+                .caused_by(&error)
+                .hint(REPORT)
         })?;
         line.push(b'\n');
         match self.to.write_all(&line).await {
@@ -126,7 +131,7 @@ impl Worker {
                         "a worker process said what cannot be understood",
                     )
                     .caused_by(&error)
-                    .hint("please report it, with the image that it worked on");
+                    .hint(REPORT);
                     return (Err(error), Spent::default());
                 }
             }
@@ -148,7 +153,7 @@ impl Worker {
             Kind::Internal,
             format_args!("a worker process said more than {LONGEST} bytes at once"),
         )
-        .hint("please report it, with the image that it worked on")
+        .hint(REPORT)
     }
 
     /// Whether the process is there to be given a job.
