@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use super::Jitter;
-use crate::{
-    error::{Error, Result},
-    kind::Kind,
-};
+use crate::error::Error;
 
 /// A restarting registry or a flapping link is back after it.
 const FIRST: Duration = Duration::from_secs(10);
@@ -39,20 +36,6 @@ impl Default for Backoff {
 impl Backoff {
     /// No [`Backoff::wait`] is longer.
     pub const MOST: Duration = LONGEST_ASKED.saturating_add(SPREAD_ASKED);
-
-    /// Waits from `first` to `longest`: neither none, nor beyond a day.
-    pub fn new(first: Duration, longest: Duration) -> Result<Self> {
-        if first.is_zero() || first > longest || longest > LONGEST_ASKED {
-            return Err(Error::new(
-                Kind::Config,
-                format_args!("cannot wait {first:?} and then up to {longest:?} after failures"),
-            )
-            .because(
-                "the first wait is more than nothing, the longest no shorter, and a day the most",
-            ));
-        }
-        Ok(Self { first, longest })
-    }
 
     /// The longest wait where only the clock is wrong.
     pub fn for_clock(&self) -> Duration {
@@ -92,7 +75,7 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redact::Secret;
+    use crate::{kind::Kind, redact::Secret};
 
     fn jitter() -> Jitter {
         Jitter::new(Secret::new("m"), None)
@@ -145,18 +128,6 @@ mod tests {
         assert!(wait(&error(), false) > seconds(300));
         assert!(wait(&error(), true) <= seconds(300));
         assert!(wait(&error().of_clock(), false) <= seconds(300));
-    }
-
-    #[test]
-    fn waits_that_make_no_sense_are_refused() {
-        for (first, longest) in [(0, 10), (20, 10), (10, 100_000)] {
-            let refused = Backoff::new(seconds(first), seconds(longest)).expect_err("nonsense");
-            assert_eq!(refused.kind(), Kind::Config);
-        }
-        assert_eq!(
-            Backoff::new(seconds(10), seconds(1800)).expect("the usual"),
-            Backoff::default()
-        );
     }
 
     proptest::proptest! {
