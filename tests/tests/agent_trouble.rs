@@ -211,6 +211,8 @@ fn damage_that_cannot_be_mended_yet_is_told_and_mended_later() {
     let image = agent.wait_state(&scene.reference, "failed");
     assert_eq!(image["error"]["kind"], "store_damaged", "{image:#}");
     assert!(image["next_try"].is_string(), "{image:#}");
+    let damaged = agent.metric("edgepull_pulls_total", &["result=\"store_damaged\""]);
+    assert!(damaged >= Some(1.0), "{damaged:?}");
     scene.registry.script([]);
     agent.wait_state(&scene.reference, "ready");
     scene.greets();
