@@ -10,7 +10,6 @@ use super::{
     run::Daemon,
 };
 use crate::{
-    clock,
     containerd::events::{Change, ChangeKind},
     desired::{Desired, Key},
     error::{Error, Result},
@@ -156,7 +155,7 @@ impl Daemon {
         let wait = self.settings.backoff.wait(
             failures,
             error,
-            !clock::plausible(now),
+            false,
             &self.settings.jitter,
             &key.to_string(),
         );

@@ -56,7 +56,10 @@ impl Backoff {
     ) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         let step = self.first.saturating_mul(1 << doublings).min(self.longest);
-        let step = if clock || error.is_of_clock() {
+        let step = if clock {
+            // Most tries are in vain, the first ones, too.
+            self.for_clock()
+        } else if error.is_of_clock() {
             step.min(self.for_clock())
         } else {
             step
@@ -124,10 +127,17 @@ mod tests {
     #[test]
     fn a_wrong_clock_is_tried_again_within_five_minutes() {
         let backoff = Backoff::default();
-        let wait = |error: &Error, clock| backoff.wait(30, error, clock, &jitter(), "r/a:1");
-        assert!(wait(&error(), false) > seconds(300));
-        assert!(wait(&error(), true) <= seconds(300));
-        assert!(wait(&error().of_clock(), false) <= seconds(300));
+        let wait = |failures, error: &Error, clock| {
+            backoff.wait(failures, error, clock, &jitter(), "r/a:1")
+        };
+        assert!(wait(30, &error(), false) > seconds(300));
+        assert!(wait(30, &error().of_clock(), false) <= seconds(300));
+        assert!(wait(1, &error().of_clock(), false) <= seconds(10));
+        // Known to be wrong, it is no reason to hurry either.
+        for failures in [1, 30] {
+            let wait = wait(failures, &error(), true);
+            assert!(wait >= seconds(150) && wait <= seconds(300), "{wait:?}");
+        }
     }
 
     proptest::proptest! {
