@@ -306,13 +306,14 @@ const fn is_of_fetching(kind: Kind) -> bool {
         | Kind::RateLimited
         | Kind::Unavailable
         | Kind::InvalidContent
-        | Kind::Unsupported => true,
+        | Kind::Unsupported
+        // Letting go of earlier images must not wait for the room that it makes.
+        | Kind::NoSpace => true,
         // The engine, this host or its configuration may be at fault.
         Kind::Internal
         | Kind::Usage
         | Kind::Config
         | Kind::InvalidReference
-        | Kind::NoSpace
         | Kind::StoreDamaged
         | Kind::ContainerdUnavailable
         | Kind::AgentUnavailable
