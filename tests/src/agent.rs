@@ -20,6 +20,9 @@ use crate::tools::{Lab, RunDir};
 /// How long anything that the daemon does by itself may take in a test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a configuration with limits of its own says of the disk.
+pub const NO_FLOOR: &str = "\n[limits]\ndisk_floor = \"1MiB\"\n";
+
 /// A daemon: its configuration, its state, and the process while it runs.
 #[derive(Debug)]
 pub struct Agent {
@@ -77,9 +80,14 @@ impl Agent {
         self.variables.push((name, value.into()));
     }
 
-    /// config.toml, beside which images.d lies.
+    /// config.toml, beside which images.d lies. Without limits in it next to no free space is asked for:
+    /// how full the disk is on which the tests run must not decide.
     #[track_caller]
     pub fn configure(&self, text: &str) {
+        let mut text = text.to_owned();
+        if !text.contains("[limits]") {
+            text.push_str(NO_FLOOR);
+        }
         fs::write(self.path("config.toml"), text).unwrap();
     }
 
@@ -178,7 +186,13 @@ impl Agent {
     fn end(&mut self, signal: Signal) -> Run {
         let started = self.process.take().expect("it runs");
         started.running.signal(signal);
-        started.wait()
+        let (run, late) = started.ends_within(PATIENCE);
+        assert!(
+            !late,
+            "it does not stop within {PATIENCE:?}: {}",
+            run.output.transcript()
+        );
+        run
     }
 
     /// One request over the control socket: status code and body.
@@ -244,9 +258,12 @@ impl Drop for Agent {
     fn drop(&mut self) {
         if let Some(started) = self.process.take() {
             started.running.signal(Signal::SIGKILL);
-            let run = started.wait();
+            let (run, late) = started.ends_within(PATIENCE);
             if std::thread::panicking() {
+                // A second panic would end all tests of the process.
                 process::note(&run.output.transcript());
+            } else {
+                assert!(!late, "it outlived SIGKILL: {}", run.output.transcript());
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::containerd::Version;
 use crate::process::{self, Output, wait_for};
 use crate::sysbox::SysBox;
 use crate::target::Target;
-use crate::tools::Lab;
+use crate::tools::{Lab, RunDir};
 
 /// The unit.
 pub const UNIT: &str = "edgepull.service";
@@ -21,33 +21,31 @@ pub const UNIT: &str = "edgepull.service";
 /// containerd's namespace on a host without a kubelet.
 pub const NAMESPACE: &str = "default";
 
-/// For tests alone: waits that on a device are tens of seconds.
-const QUICK: &str =
-    "[Service]\nRestartSec=200ms\nWatchdogSec=4s\nTimeoutAbortSec=2s\nTimeoutStopSec=10s\n";
+/// For tests alone: waits that on a device are tens of seconds; and the id of the box's boot, since a
+/// unit with protected tunables gets a /proc of its own, which has the machine's.
+const QUICK: &str = "[Service]\nRestartSec=200ms\nWatchdogSec=4s\nTimeoutAbortSec=2s\n\
+    TimeoutStopSec=10s\nBindReadOnlyPaths=/proc/sys/kernel/random/boot_id\n";
 
 /// The `.deb` for this machine, made of the shipped program (or of `EDGEPULL_BIN`) by
 /// `cross/package`; once for each version and process.
 #[track_caller]
 pub fn package(version: &str) -> PathBuf {
-    static MADE: Mutex<Vec<(String, PathBuf)>> = Mutex::new(Vec::new());
+    // The directories are the process's own, and taken away after its end.
+    static MADE: Mutex<Vec<(String, PathBuf, RunDir)>> = Mutex::new(Vec::new());
     let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, file)) = made.iter().find(|(name, _)| name == version) {
+    if let Some((_, file, _)) = made.iter().find(|(name, ..)| name == version) {
         return file.clone();
     }
-    let file = build(version);
-    made.push((version.to_owned(), file.clone()));
+    let dir = Lab::get().run_dir("package");
+    let file = build(version, dir.path());
+    made.push((version.to_owned(), file.clone(), dir));
     file
 }
 
 #[track_caller]
-fn build(version: &str) -> PathBuf {
-    let target = Target::all()
-        .into_iter()
-        .find(|target| target.triple.starts_with(env::consts::ARCH))
-        .expect("this machine's architecture is in cross/targets");
-    let dist = Lab::get().cache().join("package").join(version);
+fn build(version: &str, dist: &Path) -> PathBuf {
+    let target = Target::here();
     let place = dist.join(&target.triple);
-    let _none = fs::remove_dir_all(&dist);
     fs::create_dir_all(&place).unwrap_or_else(|e| panic!("cannot make {}: {e}", place.display()));
     let program = place.join("edgepull");
     if let Some(named) = env::var_os("EDGEPULL_BIN") {
@@ -60,11 +58,11 @@ fn build(version: &str) -> PathBuf {
     process::run(
         Command::new(Lab::get().workspace().join("cross/package"))
             .arg(&target.triple)
-            .env("EDGEPULL_DIST", &dist)
+            .env("EDGEPULL_DIST", dist)
             .env("EDGEPULL_VERSION", version),
     )
     .ok();
-    let mut found = fs::read_dir(&dist)
+    let mut found = fs::read_dir(dist)
         .expect("just made")
         .flatten()
         .map(|entry| entry.path())
@@ -161,6 +159,26 @@ impl Device {
         serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
     }
 
+    /// The same of a daemon that must answer.
+    #[track_caller]
+    pub fn answer(&self) -> Value {
+        let output = self.edgepull(&["status", "--output", "json"]);
+        let document: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|e| panic!("no status ({e}): {}", output.transcript()));
+        assert!(document["images"].is_array(), "{document:#}");
+        document
+    }
+
+    /// Waits until a daemon that answers does not speak of the image.
+    #[track_caller]
+    pub fn wait_unlisted(&self, reference: &str, limit: Duration) {
+        wait_for("no longer wanted", limit, || {
+            let document = self.answer();
+            let images = document["images"].as_array();
+            !images.is_some_and(|all| all.iter().any(|i| i["reference"] == reference))
+        });
+    }
+
     /// What the status says of one image.
     #[track_caller]
     pub fn image(&self, reference: &str) -> Value {
@@ -236,28 +254,35 @@ impl Device {
         });
     }
 
-    /// Ordinary files without a byte in what was unpacked; the images of these tests have none.
+    /// Ordinary files of what was unpacked, each with its size.
     #[track_caller]
-    pub fn empty_files(&self) -> Vec<PathBuf> {
+    pub fn unpacked(&self) -> Vec<(PathBuf, u64)> {
         let snapshots = self
             .machine
             .data()
             .join("io.containerd.snapshotter.v1.overlayfs/snapshots");
         let mut found = Vec::new();
-        empty_below(&snapshots, &mut found);
+        files_below(&snapshots, &mut found);
         found
+    }
+
+    /// Those without a byte; the images of these tests have none.
+    #[track_caller]
+    pub fn empty_files(&self) -> Vec<PathBuf> {
+        let empty = self.unpacked().into_iter().filter(|(_, size)| *size == 0);
+        empty.map(|(path, _)| path).collect()
     }
 }
 
-fn empty_below(dir: &Path, found: &mut Vec<PathBuf>) {
+fn files_below(dir: &Path, found: &mut Vec<(PathBuf, u64)>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let Ok(meta) = entry.path().symlink_metadata() else {
             continue;
         };
         if meta.is_dir() {
-            empty_below(&entry.path(), found);
-        } else if meta.is_file() && meta.len() == 0 {
-            found.push(entry.path());
+            files_below(&entry.path(), found);
+        } else if meta.is_file() {
+            found.push((entry.path(), meta.len()));
         }
     }
 }

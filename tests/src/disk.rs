@@ -37,6 +37,14 @@ impl SmallDisk {
         &self.path
     }
 
+    /// Bytes that are taken.
+    #[track_caller]
+    pub fn used(&self) -> u64 {
+        let all = nix::sys::statvfs::statvfs(&self.path)
+            .unwrap_or_else(|e| panic!("{}: {e}", self.path.display()));
+        (all.blocks() - all.blocks_free()) * all.fragment_size()
+    }
+
     /// Makes it larger or smaller.
     #[track_caller]
     pub fn resize(&self, bytes: u64) {

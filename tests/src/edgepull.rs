@@ -214,6 +214,18 @@ impl Started {
             .and_then(|text| text.trim().parse().ok());
         Run { output, peak_kib }
     }
+
+    /// Waits for the end of a daemon that was told to stop, however long it has run
+    /// ([`Running::ends_within`]).
+    #[track_caller]
+    pub fn ends_within(self, limit: Duration) -> (Run, bool) {
+        let (output, late) = self.running.ends_within(limit);
+        let run = Run {
+            output,
+            peak_kib: None,
+        };
+        (run, late)
+    }
 }
 
 /// A finished call.

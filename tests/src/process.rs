@@ -132,9 +132,25 @@ impl Running {
         self.wait_within(PATIENCE)
     }
 
-    /// Waits for the end; kills and fails when it does not come in time.
+    /// Waits for the end; kills and fails when it does not come within the limit, which counts
+    /// from the start of the command.
     #[track_caller]
-    pub fn wait_within(mut self, limit: Duration) -> Output {
+    pub fn wait_within(self, limit: Duration) -> Output {
+        let end = self.begun + limit;
+        let (output, late) = self.ended_by(end);
+        assert!(!late, "not done after {limit:?}: {}", output.transcript());
+        output
+    }
+
+    /// Waits for the end of what has run for as long as it liked: the limit counts from now.
+    /// True if it had to be killed because the end did not come.
+    #[track_caller]
+    pub fn ends_within(self, limit: Duration) -> (Output, bool) {
+        self.ended_by(Instant::now() + limit)
+    }
+
+    #[track_caller]
+    fn ended_by(mut self, end: Instant) -> (Output, bool) {
         let mut late = false;
         let status = loop {
             if let Some(status) = self
@@ -144,7 +160,7 @@ impl Running {
             {
                 break status;
             }
-            if self.begun.elapsed() > limit {
+            if Instant::now() > end {
                 late = true;
                 send(self.child.id(), Signal::SIGKILL);
                 break self.child.wait().expect("our own child can be waited for");
@@ -161,8 +177,7 @@ impl Running {
             stdout: join(self.stdout.take()),
             stderr: String::from_utf8_lossy(&join(self.stderr.take())).into_owned(),
         };
-        assert!(!late, "not done after {limit:?}: {}", output.transcript());
-        output
+        (output, late)
     }
 }
 

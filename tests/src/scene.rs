@@ -105,11 +105,13 @@ pub fn greeting() -> String {
     format!("hello from {}\n", host().arch)
 }
 
-/// The labels of an image record that are edgepull's own, taken away for
-/// comparisons with other clients.
+/// The labels that edgepull writes on the record of an image that it created, by key.
+const OWN_LABELS: [&str; 2] = ["io.edgepull.managed", "io.edgepull.target"];
+
+/// The labels of an image record without edgepull's own, for comparisons with other clients.
 pub fn without_own_labels(labels: &[(String, String)]) -> Vec<(String, String)> {
     let mut others = labels.to_vec();
-    others.retain(|(key, _)| !key.starts_with("io.edgepull."));
+    others.retain(|(key, _)| !OWN_LABELS.contains(&key.as_str()));
     others
 }
 

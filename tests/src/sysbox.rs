@@ -24,6 +24,10 @@ const INIT: &str = include_str!("sysbox/init.sh");
 /// A boot takes one to three seconds.
 const BOOT: Duration = Duration::from_secs(60);
 
+/// What containerd's data may take. A file system of its own: how full the disk is on which the
+/// tests run must not decide what the device does.
+const ROOMY: u64 = 2 << 30;
+
 /// Control groups of boxes are called so, then the test's process id.
 const CGROUP: &str = "edgepull-box-";
 
@@ -33,7 +37,7 @@ pub struct SysBox {
     version: Version,
     running: Option<(Running, u32)>,
     cgroup: PathBuf,
-    disk: Option<SmallDisk>,
+    disk: SmallDisk,
     dir: RunDir,
 }
 
@@ -41,17 +45,12 @@ impl SysBox {
     /// A booted machine with this containerd.
     #[track_caller]
     pub fn start(version: Version) -> Self {
-        Self::with(version, None)
+        Self::with_disk(version, ROOMY)
     }
 
     /// The same; containerd's data is on a file system of so many bytes.
     #[track_caller]
     pub fn with_disk(version: Version, bytes: u64) -> Self {
-        Self::with(version, Some(SmallDisk::new(bytes)))
-    }
-
-    #[track_caller]
-    fn with(version: Version, disk: Option<SmallDisk>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let dir = Lab::get().run_dir("box");
         let tree = cgroup_tree();
@@ -61,10 +60,10 @@ impl SysBox {
             version,
             running: None,
             cgroup: tree.join(format!("{CGROUP}{}-{number}", id())),
-            disk,
+            disk: SmallDisk::new(bytes),
             dir,
         };
-        for sub in ["upper", "work", "root", "data"] {
+        for sub in ["upper", "work", "root"] {
             fs::create_dir(machine.dir.path().join(sub)).unwrap();
         }
         fs::write(machine.dir.path().join("init.sh"), INIT).unwrap();
@@ -163,11 +162,13 @@ impl SysBox {
     /// A power cut: everything in it is gone at once, what is on the disk stays.
     #[track_caller]
     pub fn pull_the_plug(&mut self) {
-        self.end();
-        assert!(self.running.is_none());
+        assert!(self.running.is_some(), "it is off already");
+        assert!(self.end(), "the box does not end");
     }
 
-    fn end(&mut self) {
+    /// Whether all of it has ended.
+    fn end(&mut self) -> bool {
+        let mut ended = true;
         if let Some((mut running, init)) = self.running.take() {
             process::send(init, Signal::SIGKILL);
             // The kernel ends every process of the namespace before the first one is gone.
@@ -175,11 +176,10 @@ impl SysBox {
             while running.is_running() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            if running.is_running() {
-                process::note("the box does not end");
-            }
+            ended = !running.is_running();
         }
         remove_cgroup(&self.cgroup);
+        ended
     }
 
     #[track_caller]
@@ -271,16 +271,12 @@ impl SysBox {
 
     /// containerd's data, from outside.
     pub fn data(&self) -> PathBuf {
-        let own = || self.dir.path().join("data");
-        self.disk
-            .as_ref()
-            .map_or_else(own, |disk| disk.path().to_path_buf())
+        self.disk.path().to_path_buf()
     }
 
-    /// The small file system of [`Self::with_disk`].
-    #[track_caller]
+    /// The file system of [`Self::with_disk`].
     pub fn disk(&self) -> &SmallDisk {
-        self.disk.as_ref().expect("made with a small disk")
+        &self.disk
     }
 }
 
@@ -291,7 +287,9 @@ impl Drop for SysBox {
             let journal = self.run(["journalctl", "--no-pager", "--lines=200", "--quiet"]);
             process::note(&journal.text());
         }
-        self.end();
+        if !self.end() {
+            process::note("the box does not end");
+        }
     }
 }
 

@@ -50,6 +50,15 @@ impl Target {
         all
     }
 
+    /// The target for this machine.
+    #[track_caller]
+    pub fn here() -> Self {
+        let found = Self::all()
+            .into_iter()
+            .find(|target| target.triple.starts_with(env::consts::ARCH));
+        found.expect("this machine's architecture is in cross/targets")
+    }
+
     /// The target of that name.
     pub fn named(triple: &str) -> Self {
         let found = Self::all().into_iter().find(|t| t.triple == triple);
@@ -78,11 +87,7 @@ impl Target {
     /// What runs the file: nothing, or the emulator with the CPU of this target.
     #[track_caller]
     pub fn runner(&self) -> Vec<PathBuf> {
-        let native = match env::consts::ARCH {
-            "x86_64" => "qemu-x86_64",
-            _ => "",
-        };
-        if self.emulator == native {
+        if self.emulator == Self::here().emulator {
             return Vec::new();
         }
         let names = [format!("{}-static", self.emulator), self.emulator.clone()];

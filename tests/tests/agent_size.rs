@@ -32,7 +32,7 @@ fn small(agent: &Agent, when: &str) {
 #[test]
 fn idle_it_has_ten_megabytes_at_most_and_a_pass_costs_one_question_an_image() {
     let scene = Scene::new(Version::V1_7, image::hello());
-    let mut agent = Agent::new(&scene.daemon).shipped(&Target::named("x86_64-unknown-linux-musl"));
+    let mut agent = Agent::new(&scene.daemon).shipped(&Target::here());
     let references: Vec<String> = (0..IMAGES)
         .map(|n| scene.registry.reference(&format!("lab/app{n}"), "latest"))
         .collect();

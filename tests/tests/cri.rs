@@ -6,11 +6,13 @@
 
 use std::collections::BTreeMap;
 
+use edgepull_tests::agent::{Agent, PATIENCE};
 use edgepull_tests::containerd::{Setup, Version};
 use edgepull_tests::edgepull::Edgepull;
 use edgepull_tests::image;
 use edgepull_tests::on_each_containerd;
-use edgepull_tests::scene::{Scene, greeting};
+use edgepull_tests::process::wait_for;
+use edgepull_tests::scene::{NAMESPACE, Scene, greeting};
 
 const K8S: &str = "k8s.io";
 const MANAGED: &str = "io.cri-containerd.image";
@@ -39,6 +41,16 @@ fn names(scene: &Scene) -> [String; 3] {
     ];
     names.sort();
     names
+}
+
+/// Errors that CRI tells.
+fn complaints(scene: &Scene) -> Vec<String> {
+    let log = scene.daemon.log();
+    log.lines()
+        // That there is no network configuration is true, and no concern of ours.
+        .filter(|line| line.contains("level=error") && !line.contains("cni"))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[track_caller]
@@ -81,12 +93,7 @@ fn three_records_with_cri(version: Version) {
     // CRI reads them all again when it starts, and leaves them as they are.
     scene.daemon.restart();
     as_kubelet_would(&records(&scene), &scene);
-    let log = scene.daemon.log();
-    let complaints: Vec<&str> = log
-        .lines()
-        // That there is no network configuration is true, and no concern of ours.
-        .filter(|line| line.contains("level=error") && !line.contains("cni"))
-        .collect();
+    let complaints = complaints(&scene);
     assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
@@ -171,3 +178,55 @@ fn the_snapshotter_of_cri_is_used(version: Version) {
 }
 
 on_each_containerd!(the_snapshotter_of_cri_is_used);
+
+/// What kubelet would have made is what the daemon makes, keeps pinned, and brings again.
+fn the_daemon_keeps_an_image_as_kubelet_would(version: Version) {
+    let mut scene = Scene::with(Setup::new(version).cri(), image::hello(), []);
+    let mut agent = Agent::new(&scene.daemon);
+    let reference = scene.reference.clone();
+    let declared = format!("[[image]]\nreference = \"{reference}\"\nnamespace = \"{K8S}\"\n");
+    agent.declare("app.toml", &declared);
+    agent.start();
+    let kept = |scene: &Scene, agent: &Agent| {
+        let image = agent.wait_state(&reference, "ready");
+        assert_eq!(image["namespace"], K8S, "{image:#}");
+        let pinned = |labels: &BTreeMap<String, String>| {
+            labels.get(PINNED).map(String::as_str) == Some("pinned")
+        };
+        wait_for("the records and the pin", PATIENCE, || {
+            let records = records(scene);
+            let others = records.iter().filter(|(name, _)| **name != reference);
+            records.keys().eq(&names(scene)) && others.map(|(_, labels)| labels).all(pinned)
+        });
+        as_kubelet_would(&records(scene), scene);
+    };
+    kept(&scene, &agent);
+    assert_eq!(
+        scene.daemon.run(K8S, &reference, &[]).ok().text(),
+        greeting()
+    );
+    assert!(scene.daemon.images(NAMESPACE).is_empty());
+
+    // CRI reads them all again when it starts.
+    scene.daemon.restart();
+    wait_for("the engine", PATIENCE, || {
+        agent.get("/readyz").is_some_and(|(code, _)| code == 200)
+    });
+    kept(&scene, &agent);
+    let complaints = complaints(&scene);
+    assert!(complaints.is_empty(), "{complaints:#?}");
+
+    // Of each record by itself, and of all at once, it is noticed.
+    for name in names(&scene) {
+        scene.daemon.ctr(K8S, &["images", "rm", &name]).ok();
+        kept(&scene, &agent);
+    }
+    let all = names(&scene);
+    let remove = ["images", "rm", "--sync", &all[0], &all[1], &all[2]];
+    scene.daemon.ctr(K8S, &remove).ok();
+    kept(&scene, &agent);
+    let again = scene.daemon.run(K8S, &reference, &[]).ok();
+    assert_eq!(again.text(), greeting());
+}
+
+on_each_containerd!(the_daemon_keeps_an_image_as_kubelet_would);

@@ -25,15 +25,11 @@ fn light(what: &str, peak_kib: Option<u64>) {
     assert!(peak <= LIMIT_KIB, "{what}: {peak} KiB");
 }
 
-fn shipped() -> Target {
-    Target::named("x86_64-unknown-linux-musl")
-}
-
 #[test]
 fn a_pull_into_containerd() {
     let scene = Scene::new(Version::V1_7, image::big(LAYERS, EACH));
     let pull = || {
-        let call = shipped().edgepull(["pull", &scene.reference]).json();
+        let call = Target::here().edgepull(["pull", &scene.reference]).json();
         call.on(&scene.daemon, NAMESPACE).weighed().run().exits(0)
     };
     let run = pull();
@@ -50,7 +46,7 @@ fn a_pull_into_a_layout() {
     let dir = Lab::get().run_dir("oci");
     let store = format!("oci:{}", dir.path().join("layout").display());
     let args = ["pull", &scene.reference, "--store", &store];
-    let call = shipped().edgepull(args).json();
+    let call = Target::here().edgepull(args).json();
     let run = call.weighed().run().exits(0);
     light("layout", run.peak_kib);
 }

@@ -15,23 +15,29 @@ use edgepull_tests::process::wait_for;
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
+/// A pull that is broken off has so many layers on their way, of so many bytes each.
+const LAYERS: usize = 3;
+const EACH: u64 = 12 * MIB;
 
-/// A link of about 6 MiB a second.
+/// A link of about 1.6 MiB a second for each layer.
 fn slow() -> Rule {
     Rule::on(
         Kind::Blob,
-        Action::Slow(64 << 10, Duration::from_millis(10)),
+        Action::Slow(64 << 10, Duration::from_millis(40)),
     )
 }
 
-/// The largest layer, and its size.
-fn big_layer(layout: &Layout) -> (String, u64) {
+/// A layer, and its size.
+type Sized = (String, u64);
+
+/// The layers with noise in them.
+fn big_layers(layout: &Layout) -> Vec<Sized> {
     let parts = layout.parts(&layout.manifest("latest", &host()));
     let sized = parts.into_iter().map(|digest| {
         let size = std::fs::metadata(layout.blob_path(&digest)).unwrap().len();
         (digest, size)
     });
-    sized.max_by_key(|(_, size)| *size).unwrap()
+    sized.filter(|(_, size)| *size >= EACH).collect()
 }
 
 /// Bytes of a blob that the registry has sent.
@@ -41,33 +47,41 @@ fn sent(registry: &Faulty, digest: &str) -> u64 {
     about.map(|request| request.sent).sum()
 }
 
-/// Declares an image of 24 MiB behind a slow link, and waits until a third has come.
+/// Declares an image behind a slow link, and waits until a third of each layer has come.
 #[track_caller]
-fn mid_pull(device: &Device) -> (Faulty, String, String, u64) {
-    let registry = Faulty::start(image::big(1, 24 * MIB), [slow()]);
+fn mid_pull(device: &Device) -> (Faulty, String, Vec<Sized>) {
+    let registry = Faulty::start(image::big(LAYERS as u64, EACH), [slow()]);
     let reference = registry.reference("lab/big", "latest");
-    let (layer, size) = big_layer(registry.layout());
+    let layers = big_layers(registry.layout());
+    assert_eq!(layers.len(), LAYERS);
     device.declare("big", &[&reference]);
     wait_for("a third", Duration::from_secs(60), || {
-        sent(&registry, &layer) >= size / 3
+        layers
+            .iter()
+            .all(|(layer, size)| sent(&registry, layer) >= size / 3)
     });
-    (registry, reference, layer, size)
+    for (layer, size) in &layers {
+        assert!(sent(&registry, layer) < *size, "{layer} is there already");
+    }
+    (registry, reference, layers)
 }
 
-/// The layer came once, but for what was on its way when the pull was broken off; and it was
+/// Each layer came once, but for what was on its way when the pull was broken off; and it was
 /// asked for from an offset.
 #[track_caller]
-fn continued(registry: &Faulty, layer: &str, size: u64) {
-    let again = sent(registry, layer) - size;
-    println!("{again} of {size} bytes came twice");
-    assert!(again <= 4 * MIB, "{}", registry.transcript());
-    let resumed = registry.requests().iter().any(|request| {
-        request.what == layer
-            && request
-                .header("range")
-                .is_some_and(|range| !range.starts_with("bytes=0-"))
-    });
-    assert!(resumed, "{}", registry.transcript());
+fn continued(registry: &Faulty, layers: &[Sized]) {
+    for (layer, size) in layers {
+        let again = sent(registry, layer) - size;
+        println!("{again} of {size} bytes came twice");
+        assert!(again <= 4 * MIB, "{}", registry.transcript());
+        let resumed = registry.requests().iter().any(|request| {
+            request.what == *layer
+                && request
+                    .header("range")
+                    .is_some_and(|range| !range.starts_with("bytes=0-"))
+        });
+        assert!(resumed, "{}", registry.transcript());
+    }
 }
 
 #[test]
@@ -83,8 +97,13 @@ fn what_is_declared_arrives_and_everybody_can_see_it() {
     assert_eq!(image["pinned"], true, "{image}");
     assert!(device.pinned(&reference), "{}", device.labels(&reference));
     device.edgepull(&["wait", "--timeout", "10s"]).ok();
+    let limit = Duration::from_secs(10);
+    wait_for("a word of it to systemd", limit, || {
+        device.machine.property(UNIT, "StatusText") == "1 of 1 images ready"
+    });
     let status = device.machine.run(["systemctl", "status", UNIT]).ok();
-    assert!(status.text().contains("Status: \""), "{}", status.text());
+    let shown = "Status: \"1 of 1 images ready\"";
+    assert!(status.text().contains(shown), "{}", status.text());
     // Whoever reads only the text is told of which image it is.
     let line = format!("{reference}: the image is ready");
     assert!(status.text().contains(&line), "{}", status.text());
@@ -116,7 +135,23 @@ fn what_is_declared_arrives_and_everybody_can_see_it() {
 fn the_unit_is_valid_exposes_little_and_hides_no_fact() {
     let device = Device::start();
     is_valid_and_exposes_little(&device);
+    says_what_it_leaves_out(&device);
     detect_sees_the_same_host_inside(&device);
+    nothing_but_its_own_can_be_written(&device);
+}
+
+fn nothing_but_its_own_can_be_written(device: &Device) {
+    let pid = device.main_pid();
+    let writable = |path: &str| {
+        let inside = ["nsenter", "-t", &pid, "-m", "test", "-w", path];
+        device.machine.run(inside).code == Some(0)
+    };
+    for path in ["/var/lib/edgepull", "/run/edgepull"] {
+        assert!(writable(path), "{path}");
+    }
+    for path in ["/etc", "/etc/edgepull", "/var/lib/containerd", "/usr/bin"] {
+        assert!(!writable(path), "{path}");
+    }
 }
 
 fn is_valid_and_exposes_little(device: &Device) {
@@ -129,9 +164,30 @@ fn is_valid_and_exposes_little(device: &Device) {
         .ok();
 }
 
-fn detect_sees_the_same_host_inside(device: &Device) {
+fn unit(device: &Device) -> String {
     let path = "/usr/lib/systemd/system/edgepull.service";
-    let unit = std::fs::read_to_string(device.machine.path(path)).unwrap();
+    std::fs::read_to_string(device.machine.path(path)).unwrap()
+}
+
+/// With these set `detect` would see another host inside than outside, or images could not be
+/// compared; who wants to set them finds the reason in the unit.
+fn says_what_it_leaves_out(device: &Device) {
+    let unit = unit(device);
+    for (option, value, reason) in [
+        ("LockPersonality", "no", "forbids the probe"),
+        ("ProcSubset", "all", "hides /proc/cpuinfo"),
+        ("RestrictSUIDSGID", "no", "openat2"),
+    ] {
+        assert_eq!(device.machine.property(UNIT, option), value, "{option}");
+        let told = format!("# - {option}=");
+        let (_, rest) = unit.split_once(&told).unwrap_or_else(|| panic!("{told}"));
+        let remark = rest.split("\n# - ").next().unwrap();
+        assert!(remark.contains(reason), "{option}: {remark}");
+    }
+}
+
+fn detect_sees_the_same_host_inside(device: &Device) {
+    let unit = unit(device);
     let look = unit
         .replace("Type=notify", "Type=oneshot")
         .replace(
@@ -148,7 +204,13 @@ fn detect_sees_the_same_host_inside(device: &Device) {
     let inside = std::fs::read(device.machine.path("/var/lib/edgepull/look")).unwrap();
     let outside = device.edgepull(&["detect", "--output", "json"]).ok();
     let parse = |text: &[u8]| serde_json::from_slice::<Value>(text).unwrap();
-    assert_eq!(parse(&inside), parse(&outside.stdout));
+    let inside = parse(&inside);
+    assert_eq!(inside, parse(&outside.stdout));
+    let runs = inside["runs"].as_array().unwrap();
+    assert!(
+        runs.iter().any(|one| one["how"] == "emulated"),
+        "the box has an emulator: {inside:#}"
+    );
 }
 
 #[test]
@@ -173,12 +235,18 @@ fn logins_come_as_a_credential() {
 #[test]
 fn killed_within_a_pull_it_goes_on_where_it_was() {
     let device = Device::start();
-    let (registry, reference, layer, size) = mid_pull(&device);
+    let (registry, reference, layers) = mid_pull(&device);
+    // How far it is, for whoever asks systemd.
+    let text = format!("0 of 1 images ready; fetching {reference} ");
+    wait_for("a word of the work", Duration::from_secs(10), || {
+        let status = device.machine.property(UNIT, "StatusText");
+        status.starts_with(&text) && status.ends_with(" %")
+    });
     let before = device.main_pid();
     device.machine.signal(UNIT, "SIGKILL");
     device.wait_restarted(&before);
     device.wait_ready(&reference);
-    continued(&registry, &layer, size);
+    continued(&registry, &layers);
 }
 
 #[test]
@@ -223,7 +291,7 @@ fn without_containerd_it_waits_and_says_so() {
         .ok();
     let image = device.wait_ready(&reference);
     assert!(image["error"].is_null(), "{image}");
-    assert!(device.status()["engine_error"].is_null());
+    assert!(device.answer()["engine_error"].is_null());
     assert_eq!(device.machine.property(UNIT, "NRestarts"), "0");
 }
 
@@ -252,20 +320,72 @@ fn a_full_disk_is_reported_and_costs_nothing() {
     device.wait_ready(&small_reference);
 }
 
+/// The disk is filled by somebody else while layers come in.
+#[test]
+fn a_disk_that_fills_within_a_pull_costs_only_time() {
+    let device = Device::with_disk(400 * MIB);
+    let small = Faulty::start(image::hello(), []);
+    let small_reference = small.reference("lab/app", "latest");
+    device.declare("small", &[&small_reference]);
+    device.wait_ready(&small_reference);
+
+    let (registry, reference, layers) = mid_pull(&device);
+    let disk = device.machine.disk();
+    disk.resize(disk.used() + MIB);
+    let limit = Duration::from_secs(60);
+    let image = device.wait_until("typed", &reference, limit, |image| {
+        image["error"]["kind"] == "no_space"
+    });
+    assert_ne!(image["state"], "ready", "{image}");
+    for (layer, size) in &layers {
+        let came = sent(&registry, layer);
+        assert!(came < *size, "{came} of {size}: it met no full disk");
+    }
+    device.wait_ready(&small_reference);
+    assert_eq!(device.machine.property(UNIT, "NRestarts"), "0");
+
+    device.machine.disk().resize(400 * MIB);
+    device.edgepull(&["sync"]).ok();
+    device.wait_ready(&reference);
+    continued(&registry, &layers);
+    device.wait_ready(&small_reference);
+}
+
 #[test]
 fn after_a_power_cut_within_a_pull_it_converges() {
     let mut device = Device::start();
-    let (registry, reference, _layer, _size) = mid_pull(&device);
+    let (registry, reference, layers) = mid_pull(&device);
     device.machine.pull_the_plug();
     device.machine.boot();
     device.wait_ready(&reference);
     assert!(device.pinned(&reference));
     assert_eq!(device.empty_files(), [""; 0].map(std::path::PathBuf::from));
+    continued(&registry, &layers);
     drop(registry);
 
-    // And with all there: it is checked, healed without the registry or found well.
+    // With all there, but for a file whose bytes had not reached the disk: it is found, and
+    // healed without the registry.
     device.machine.pull_the_plug();
+    let (file, size) = device
+        .unpacked()
+        .into_iter()
+        .max_by_key(|(_, size)| *size)
+        .unwrap();
+    assert_eq!(size, EACH);
+    std::fs::File::create(&file).unwrap();
     device.machine.boot();
+    let whole = |device: &Device| {
+        let large = device.unpacked();
+        large.iter().filter(|(_, size)| *size == EACH).count()
+    };
+    wait_for("the file", Duration::from_secs(60), || {
+        whole(&device) == LAYERS && device.empty_files().is_empty()
+    });
+    let journal = device.machine.journal(UNIT);
+    assert!(
+        journal.contains("was damaged, and is repaired"),
+        "{journal}"
+    );
     device.wait_ready(&reference);
 }
 
@@ -307,9 +427,21 @@ fn configuration_is_read_again() {
             .as_array()
             .is_some_and(Vec::is_empty)
     });
+    // A list that is elsewhere, and only linked to: of its changes nobody tells but the signal.
+    let three = registry.reference("lab/three", "latest");
+    device.machine.write("/srv/list.txt", &two);
+    let link = device.machine.path("/etc/edgepull/images.d/linked.txt");
+    std::os::unix::fs::symlink("/srv/list.txt", link).unwrap();
+    device.machine.remove("/etc/edgepull/images.d/one.txt");
+    device.wait_unlisted(&one, limit);
+    device.machine.write("/srv/list.txt", &three);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(device.image(&three).is_null(), "who told?");
+    device.machine.run(["systemctl", "reload", UNIT]).ok();
+    device.wait_ready(&three);
     device.machine.remove("/etc/edgepull/images.d/two.txt");
-    device.wait_until("no longer wanted", &two, limit, Value::is_null);
-    device.wait_ready(&one);
+    device.wait_unlisted(&two, limit);
+    device.wait_ready(&three);
     assert_eq!(device.main_pid(), pid);
     assert_eq!(device.machine.property(UNIT, "ActiveState"), "active");
 }

@@ -6,16 +6,18 @@ use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
-    journal,
+    journal::{self, During},
+    pulse::limited,
     run::Daemon,
     worker::{Done, Job, Moved, Pulled, Rechecked, Spent, Work, Worker},
 };
 use crate::{
     desired::{Desired, Key},
     error::{Error, Result},
-    event::Observer,
+    event::{Event, Observer},
     keep,
     kind::Kind,
+    oci::Digest,
     pressure::{self, Pressure},
     pull::Status,
     reconcile::{Step, Why},
@@ -90,11 +92,12 @@ impl Daemon {
             self.failed(&desired, step, &undone_by_others(key));
             return;
         }
+        self.resolved = None;
         let done = match step {
             Step::Pull(why) => self.pull(&desired, why).await,
             Step::Recheck => self.recheck(&desired).await,
-            Step::Pin(on) => self.pin(&desired, on).await,
-            Step::Trim => self.trim(&desired).await,
+            Step::Pin(on) => limited("set the pin", Box::pin(self.pin(&desired, on))).await,
+            Step::Trim => limited("let go of former images", Box::pin(self.trim(&desired))).await,
         };
         self.taken = None;
         match done {
@@ -110,11 +113,7 @@ impl Daemon {
                 return;
             }
             Err(error) if error.kind() == Kind::ContainerdUnavailable => {
-                if self.suspect.lost(key, step) {
-                    self.failed(&desired, step, &error);
-                    self.asked.remove(key);
-                }
-                self.engine_lost(error);
+                self.engine_went(&desired, step, error);
                 return;
             }
             Err(error) => self.failed(&desired, step, &error),
@@ -126,8 +125,20 @@ impl Daemon {
         }
     }
 
+    /// The engine went during this step.
+    pub(super) fn engine_went(&mut self, desired: &Desired, step: Step, error: Error) {
+        let key = desired.key();
+        if self.suspect.lost(&key, step) {
+            self.failed(desired, step, &error);
+            self.asked.remove(&key);
+            // An engine that is back at once finds whoever waits still there.
+            self.dealt.insert(key);
+        }
+        self.engine_lost(error);
+    }
+
     /// The image is left alone for a while.
-    fn failed(&mut self, desired: &Desired, step: Step, error: &Error) {
+    pub(super) fn failed(&mut self, desired: &Desired, step: Step, error: &Error) {
         let key = desired.key();
         let now = Timestamp::now();
         let known = self.memory.get(&key).and_then(|known| known.error.as_ref());
@@ -137,7 +148,12 @@ impl Daemon {
         let failures = self.memory.get(&key).map_or(0, |known| known.failures);
         // A publisher may take weeks; the same failure is news ever less often.
         if !same || failures.is_power_of_two() {
-            journal::report(error, Some(&key));
+            let progress = self.handle.board.image(&key).and_then(|it| it.progress);
+            let during = During {
+                phase: progress.map(|progress| progress.phase.name()),
+                digest: self.resolved.as_ref().map(Digest::as_str),
+            };
+            journal::report_during(error, Some(&key), during);
         } else {
             tracing::debug!(reference = key.reference, failures, "failed again: {error}");
         }
@@ -243,7 +259,7 @@ impl Daemon {
         }
     }
 
-    fn rechecked(&mut self, desired: &Desired, found: &Rechecked) {
+    pub(super) fn rechecked(&mut self, desired: &Desired, found: &Rechecked) {
         let key = desired.key();
         if found.repaired {
             let mut text = format!("{} was damaged, and is repaired", desired.reference);
@@ -253,6 +269,15 @@ impl Daemon {
             // Names of files are their image's publisher's.
             let text = crate::redact::printable(&text, 4000);
             tracing::warn!(reference = key.reference, platform = key.platform, "{text}");
+        }
+        for reason in &found.unchecked {
+            let reason = crate::redact::printable(reason, 400);
+            tracing::warn!(
+                reference = key.reference,
+                platform = key.platform,
+                "{}: not all of it could be compared: {reason}",
+                desired.reference
+            );
         }
         self.stale.insert(key);
     }
@@ -319,9 +344,12 @@ impl Daemon {
         board.pulling(&key, Timestamp::now());
         let mut tick = interval(TELL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut moved = Moved::default();
+        let (mut resolved, mut moved) = (None, Moved::default());
         let ended = {
             let run = worker.run(&job, |event| {
+                if let Event::Resolved { digest, .. } = &event {
+                    resolved = Some(digest.clone());
+                }
                 moved.observe(&event);
                 board.observe(&event);
             });
@@ -336,10 +364,14 @@ impl Daemon {
                         }
                     }
                     change = self.engines.change() => drop(self.note(change)),
-                    _ = tick.tick() => self.say_status(Some(&self.progress(&key))),
+                    _ = tick.tick() => {
+                        self.pulse.beat();
+                        self.say_status(Some(&self.progress(&key)));
+                    }
                 }
             }
         };
+        self.resolved = resolved;
         let moved = moved.bytes();
         let Some((ended, spent)) = ended else {
             // Killed: what it has fetched stays, for the next who wants it.
@@ -414,6 +446,7 @@ impl Daemon {
         let generation = self.generation;
         let was_reachable = self.engines.is_reachable();
         while !self.pressed {
+            self.pulse.beat();
             let reason = Pressure::read(&self.places.root).reason();
             self.handle.board.paused(reason.as_deref());
             if reason.is_none() {

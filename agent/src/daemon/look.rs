@@ -70,8 +70,8 @@ impl Daemon {
 
     fn tell_engine(&self) {
         let error = self.engines.error().cloned();
-        let engine = match (self.engines.any(), self.session.profile()) {
-            (Some(attached), _) => Engine {
+        let engine = match self.engines.any() {
+            Some(attached) => Engine {
                 name: attached.profile.name.to_owned(),
                 address: attached.profile.address.display().to_string(),
                 namespace: attached.profile.namespace.clone(),
@@ -79,13 +79,15 @@ impl Daemon {
                 version: Some(attached.engine.version().to_owned()),
                 reachable: error.is_none(),
             },
-            (None, Ok(profile)) => Engine {
-                name: profile.name.to_owned(),
-                address: profile.address.display().to_string(),
-                namespace: profile.namespace,
-                ..Engine::default()
-            },
-            (None, Err(_)) => Engine::default(),
+            None => self.session.profile().map_or_else(
+                |_| Engine::default(),
+                |profile| Engine {
+                    name: profile.name.to_owned(),
+                    address: profile.address.display().to_string(),
+                    namespace: profile.namespace,
+                    ..Engine::default()
+                },
+            ),
         };
         self.handle.board.engine(engine, error);
     }
@@ -114,6 +116,7 @@ impl Daemon {
         let mut listings: HashMap<String, Listing> = HashMap::new();
         while let Some(key) = self.stale.first().cloned() {
             // Thousands of images take a while to look at; whoever asks meanwhile is heard.
+            self.pulse.beat();
             self.drain();
             if self.stopping || !self.engines.is_reachable() {
                 return false;

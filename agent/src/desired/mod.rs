@@ -60,7 +60,7 @@ pub struct Traits {
 }
 
 /// Where desired images come from.
-pub trait Source: fmt::Debug {
+pub trait Source: fmt::Debug + Send {
     /// What this host should have now. What cannot be read is a fault, and what was last
     /// read of it still counts.
     fn read(&mut self, host: &Traits) -> Read;

@@ -38,7 +38,7 @@ const WATCHDOG: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(5);
 
 fn main() {
-    let shipped = Target::named("x86_64-unknown-linux-musl");
+    let shipped = Target::here();
     let scene = Scene::new(Version::V1_7, image::hello());
     println!(
         "\nthe daemon, {} on containerd {}\n{:<62} {:>12}   bound",
@@ -276,7 +276,7 @@ fn emulated(scene: &Scene, agent: &mut Agent) {
     std::thread::sleep(SETTLED);
     let daemon = Emulated::of(agent.pid());
     agent.stop();
-    agent.ship(&Target::named("x86_64-unknown-linux-musl"));
+    agent.ship(&Target::here());
     for (what, nothing, daemon) in [
         ("with the emulator", nothing.all, daemon.all),
         ("its own pages and its file's", nothing.guest, daemon.guest),

@@ -290,6 +290,20 @@ pub fn big(layers: u64, each: u64) -> Layout {
     finish(layout, &[entry])
 }
 
+/// So many images that share nothing, tagged `app0`, `app1`, …: one small layer each, with
+/// content of its own.
+#[track_caller]
+pub fn apart(images: usize) -> Layout {
+    let layout = Layout::new();
+    for n in 0..images {
+        let layer = Layer::stored(&layout).noise("data", 200 << 10, n as u64 + 1);
+        let entry = Image::new(&layout, host()).layer(layer).finish();
+        let (_, descriptor) = index(&layout, &[entry]);
+        layout.tag(&format!("app{n}"), descriptor);
+    }
+    layout
+}
+
 /// An index with an entry that has no platform at all; the config tells.
 #[track_caller]
 pub fn bare_config_only() -> Layout {

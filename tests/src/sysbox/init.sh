@@ -15,8 +15,25 @@ mount -t overlay overlay -o "lowerdir=/,upperdir=$box/upper,workdir=$box/work" "
 mount -t proc proc "$root/proc"
 mount --bind "$root/proc/sys" "$root/proc/sys"
 mount -o remount,bind,ro "$root/proc/sys"
-# The registered emulators, for reading.
-mount -t binfmt_misc -o ro binfmt_misc "$root/proc/sys/fs/binfmt_misc" 2>/dev/null || true
+# Each boot has an id of its own, as on a machine: what was compared before it is not known after it.
+cat /proc/sys/kernel/random/uuid >"$box/boot_id"
+mount --bind "$box/boot_id" "$root/proc/sys/kernel/random/boot_id"
+# A registered emulator, for reading: whether the machine has one decides nothing.
+mkdir -p "$box/binfmt"
+case $(uname -m) in
+  x86_64) cpu=aarch64 elf=b700 ;;
+  *) cpu=x86_64 elf=3e00 ;;
+esac
+echo enabled >"$box/binfmt/status"
+cat >"$box/binfmt/qemu-$cpu" <<EOF
+enabled
+interpreter /usr/libexec/qemu-binfmt/$cpu
+flags: F
+offset 0
+magic 7f454c460201010000000000000000000200$elf
+mask ffffffffffffff00fffffffffffffffffeffffff
+EOF
+mount --bind "$box/binfmt" "$root/proc/sys/fs/binfmt_misc"
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 
 mount -t tmpfs -o mode=755,nosuid tmpfs "$root/dev"
