@@ -7,6 +7,7 @@ use edgepull_platform::{
 
 use crate::{
     containerd::Engine,
+    desired,
     error::{Error, Result},
     kind::Kind,
     oci::Document,
@@ -116,10 +117,7 @@ impl Reader<'_> {
     }
 
     fn platform(&self, text: &str) -> Result<Want> {
-        let (name, fallback) = match text.rsplit_once(',') {
-            Some((name, "fallback")) => (name, true),
-            _ => (text, false),
-        };
+        let (name, fallback) = desired::parts(text);
         let platform = parse_platform(name)?;
         let wanted = if fallback {
             Wanted::fallback(&platform)

@@ -94,11 +94,14 @@ impl Daemon {
         }
         let read = self.declared.source.read(&traits);
         self.declared.complete = read.complete;
-        for note in read.notes {
-            if !self.declared.notes.contains(&note) {
-                tracing::warn!("{note}");
-                self.declared.notes.push(note);
-            }
+        let told = std::mem::replace(&mut self.declared.notes, read.notes);
+        for note in self
+            .declared
+            .notes
+            .iter()
+            .filter(|note| !told.contains(note))
+        {
+            tracing::warn!("{note}");
         }
         let known = self.handle.board.daemon().faults;
         let mut faults: Vec<Error> = self.declared.config_fault.iter().cloned().collect();

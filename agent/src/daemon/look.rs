@@ -11,7 +11,6 @@ use super::{
     run::Daemon,
 };
 use crate::{
-    clock,
     containerd::events::{Change, ChangeKind},
     desired::{Desired, Key},
     error::{Error, Result},
@@ -160,7 +159,7 @@ impl Daemon {
         let wait = self.settings.backoff.wait(
             failures,
             error,
-            !clock::plausible(now),
+            false,
             &self.settings.jitter,
             &key.to_string(),
         );

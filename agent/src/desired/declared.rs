@@ -186,12 +186,10 @@ fn platform(text: &str) -> Result<String, String> {
             "`all` depends on what the index has one day; name the platforms, or `host`".to_owned(),
         );
     }
-    let (name, fallback) = match text.rsplit_once(',') {
-        Some((name, "fallback")) => (name, ",fallback"),
-        _ => (text, ""),
-    };
+    let (name, fallback) = super::parts(text);
     match Platform::parse(name) {
-        Ok(platform) => Ok(format!("{platform}{fallback}")),
+        Ok(platform) if fallback => Ok(format!("{platform},fallback")),
+        Ok(platform) => Ok(platform.to_string()),
         Err(why) => Err(printable(
             &format!("{why}; write OS/ARCH[/VARIANT], or `host`"),
             3 * SHOWN,

@@ -79,6 +79,15 @@ pub struct Read {
     pub complete: bool,
 }
 
+/// Parts `P,fallback`, as `--platform` takes it, too: the platform, and whether containerd's
+/// order of its fallbacks counts.
+pub fn parts(platform: &str) -> (&str, bool) {
+    match platform.strip_suffix(",fallback") {
+        Some(name) => (name, true),
+        None => (platform, false),
+    }
+}
+
 /// Reads the text as a file of either kind, for fuzzing; not an interface.
 #[doc(hidden)]
 pub fn fuzz(text: &str) {

@@ -127,22 +127,23 @@ impl Memory {
     ) {
         let remembered = self.images.entry(key.clone()).or_default();
         remembered.failures = remembered.failures.saturating_add(1);
+        // What happens within the engine happens whatever the time.
+        let is_pull = matches!(step, Step::Pull(_));
         let wait = settings.backoff.wait(
             remembered.failures,
             error,
-            !clock::plausible(now),
+            is_pull && !clock::plausible(now),
             &settings.jitter,
             &key.to_string(),
         );
         let until = later(now, wait);
         // What a registry asked for holds, whatever else fails meanwhile.
         let held = remembered.next_try.filter(|next| {
-            let is_local = !matches!(step, Step::Pull(_));
-            is_local && remembered.of_fetching && *next <= later(now, Backoff::MOST)
+            !is_pull && remembered.of_fetching && *next <= later(now, Backoff::MOST)
         });
         remembered.next_try = Some(held.map_or(until, |held| held.max(until)));
         remembered.error = serde_json::to_value(error).ok();
-        remembered.of_fetching = matches!(step, Step::Pull(_)) && is_of_fetching(error.kind());
+        remembered.of_fetching = is_pull && is_of_fetching(error.kind());
     }
 
     /// What the plan holds up because of the clock is tried when it has been wrong for as
@@ -305,13 +306,14 @@ const fn is_of_fetching(kind: Kind) -> bool {
         | Kind::RateLimited
         | Kind::Unavailable
         | Kind::InvalidContent
-        | Kind::Unsupported => true,
+        | Kind::Unsupported
+        // Letting go of earlier images must not wait for the room that it makes.
+        | Kind::NoSpace => true,
         // The engine, this host or its configuration may be at fault.
         Kind::Internal
         | Kind::Usage
         | Kind::Config
         | Kind::InvalidReference
-        | Kind::NoSpace
         | Kind::StoreDamaged
         | Kind::ContainerdUnavailable
         | Kind::AgentUnavailable

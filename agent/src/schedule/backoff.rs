@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use super::Jitter;
-use crate::{
-    error::{Error, Result},
-    kind::Kind,
-};
+use crate::error::Error;
 
 /// A restarting registry or a flapping link is back after it.
 const FIRST: Duration = Duration::from_secs(10);
@@ -40,20 +37,6 @@ impl Backoff {
     /// No [`Backoff::wait`] is longer.
     pub const MOST: Duration = LONGEST_ASKED.saturating_add(SPREAD_ASKED);
 
-    /// Waits from `first` to `longest`: neither none, nor beyond a day.
-    pub fn new(first: Duration, longest: Duration) -> Result<Self> {
-        if first.is_zero() || first > longest || longest > LONGEST_ASKED {
-            return Err(Error::new(
-                Kind::Config,
-                format_args!("cannot wait {first:?} and then up to {longest:?} after failures"),
-            )
-            .because(
-                "the first wait is more than nothing, the longest no shorter, and a day the most",
-            ));
-        }
-        Ok(Self { first, longest })
-    }
-
     /// The longest wait where only the clock is wrong.
     pub fn for_clock(&self) -> Duration {
         self.longest.min(CLOCK)
@@ -73,7 +56,10 @@ impl Backoff {
     ) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         let step = self.first.saturating_mul(1 << doublings).min(self.longest);
-        let step = if clock || error.is_of_clock() {
+        let step = if clock {
+            // Most tries are in vain, the first ones, too.
+            self.for_clock()
+        } else if error.is_of_clock() {
             step.min(self.for_clock())
         } else {
             step
@@ -92,7 +78,7 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redact::Secret;
+    use crate::{kind::Kind, redact::Secret};
 
     fn jitter() -> Jitter {
         Jitter::new(Secret::new("m"), None)
@@ -141,22 +127,17 @@ mod tests {
     #[test]
     fn a_wrong_clock_is_tried_again_within_five_minutes() {
         let backoff = Backoff::default();
-        let wait = |error: &Error, clock| backoff.wait(30, error, clock, &jitter(), "r/a:1");
-        assert!(wait(&error(), false) > seconds(300));
-        assert!(wait(&error(), true) <= seconds(300));
-        assert!(wait(&error().of_clock(), false) <= seconds(300));
-    }
-
-    #[test]
-    fn waits_that_make_no_sense_are_refused() {
-        for (first, longest) in [(0, 10), (20, 10), (10, 100_000)] {
-            let refused = Backoff::new(seconds(first), seconds(longest)).expect_err("nonsense");
-            assert_eq!(refused.kind(), Kind::Config);
+        let wait = |failures, error: &Error, clock| {
+            backoff.wait(failures, error, clock, &jitter(), "r/a:1")
+        };
+        assert!(wait(30, &error(), false) > seconds(300));
+        assert!(wait(30, &error().of_clock(), false) <= seconds(300));
+        assert!(wait(1, &error().of_clock(), false) <= seconds(10));
+        // Known to be wrong, it is no reason to hurry either.
+        for failures in [1, 30] {
+            let wait = wait(failures, &error(), true);
+            assert!(wait >= seconds(150) && wait <= seconds(300), "{wait:?}");
         }
-        assert_eq!(
-            Backoff::new(seconds(10), seconds(1800)).expect("the usual"),
-            Backoff::default()
-        );
     }
 
     proptest::proptest! {

@@ -179,7 +179,7 @@ impl Board {
     /// One of them.
     pub fn image(&self, key: &Key) -> Option<Image> {
         let state = self.lock();
-        state.images.iter().find(|image| is(image, key)).cloned()
+        state.images.iter().find(|image| image.is(key)).cloned()
     }
 
     /// These are the desired images, in this order. What is known of those that stay is
@@ -194,7 +194,7 @@ impl Board {
         let mut fresh = Vec::new();
         for key in keys {
             // Twice the same is once: who reads declarations says so.
-            if state.images.iter().any(|image| is(image, key)) {
+            if state.images.iter().any(|image| image.is(key)) {
                 continue;
             }
             let image = before.remove(key).unwrap_or_else(|| {
@@ -350,7 +350,7 @@ impl Board {
     /// What was chosen for the platform that is wanted, by its label.
     pub fn selected(&self, key: &Key, platform: Option<&str>) {
         let mut state = self.lock();
-        if let Some(image) = state.images.iter_mut().find(|image| is(image, key)) {
+        if let Some(image) = state.images.iter_mut().find(|image| image.is(key)) {
             image.selected_platform = platform.map(str::to_owned);
         }
     }
@@ -358,7 +358,7 @@ impl Board {
     /// When the image was last known to be as its registry has it.
     pub fn succeeded(&self, key: &Key, at: Option<Timestamp>) {
         let mut state = self.lock();
-        if let Some(image) = state.images.iter_mut().find(|image| is(image, key)) {
+        if let Some(image) = state.images.iter_mut().find(|image| image.is(key)) {
             image.last_success = at;
         }
     }
@@ -416,7 +416,7 @@ impl Board {
         now: Timestamp,
         change: impl FnOnce(&mut Image),
     ) {
-        let Some(image) = state.images.iter_mut().find(|image| is(image, key)) else {
+        let Some(image) = state.images.iter_mut().find(|image| image.is(key)) else {
             return;
         };
         let was = image.clone();
@@ -435,7 +435,7 @@ impl Board {
     }
 
     fn tell_image(&self, state: &Inner, key: &Key) {
-        if let Some(image) = state.images.iter().find(|image| is(image, key)) {
+        if let Some(image) = state.images.iter().find(|image| image.is(key)) {
             self.tell(|| Notice::Image(Box::new(image.clone())));
         }
     }
@@ -494,7 +494,7 @@ impl Observer for Board {
             Event::Resolved { platform, .. } => Some(platform.clone()),
             _ => None,
         };
-        let Some(image) = state.images.iter_mut().find(|image| is(image, &key)) else {
+        let Some(image) = state.images.iter_mut().find(|image| image.is(&key)) else {
             return;
         };
         let new_phase = image.progress.is_none_or(|was| was.phase != progress.phase);
@@ -506,12 +506,6 @@ impl Observer for Board {
             self.tell_image(&state, &key);
         }
     }
-}
-
-fn is(image: &Image, key: &Key) -> bool {
-    image.reference == key.reference
-        && image.platform == key.platform
-        && image.namespace == key.namespace
 }
 
 fn as_json(error: &Error) -> serde_json::Value {

@@ -448,3 +448,22 @@ async fn under_pressure_nothing_is_begun_but_what_somebody_asks_for_and_not_for_
     tell.send(News::Stop).await.expect("there is room");
     assert!(!daemon.calm(&key, long).await);
 }
+
+/// Between the last word about images.d and a removal somebody may have declared what is to go.
+#[tokio::test]
+async fn what_is_declared_is_read_once_more_before_anything_is_removed() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let images = scene.dir.path().join("images.d");
+    let daemon = &mut scene.daemon;
+    assert!(daemon.is_declared_as_before() && daemon.look_again.is_none());
+    fs::write(images.join("b.txt"), "r.example/b:1\n").expect("written");
+    assert!(!daemon.is_declared_as_before());
+    assert_eq!(daemon.declared.images.len(), 2);
+    assert!(
+        daemon.look_again.take().is_some(),
+        "and it is looked at soon"
+    );
+    assert!(daemon.is_declared_as_before());
+    fs::write(images.join("c.toml"), "nonsense").expect("written");
+    assert!(!daemon.is_declared_as_before());
+}

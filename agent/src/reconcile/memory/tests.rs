@@ -106,6 +106,12 @@ fn a_clock_that_cannot_be_right_is_tried_within_five_minutes() {
     }
     let next = |memory: &Memory, name| memory.get(&key(name)).and_then(|r| r.next_try);
     assert!(next(&memory, "a").expect("a wait") <= at("1970-01-01T00:15:00Z"));
+    // Nor is it tried more often than that is worth, while what needs no clock does not mind.
+    let pull = Step::Pull(Why::Missing);
+    memory.failed(&key("c"), now, pull, &error, &settings());
+    assert!(next(&memory, "c").expect("a wait") >= at("1970-01-01T00:12:30Z"));
+    memory.failed(&key("d"), now, Step::Recheck, &error, &settings());
+    assert!(next(&memory, "d").expect("a wait") <= at("1970-01-01T00:10:10Z"));
     memory.postpone(&[key("b")], now, &settings());
     assert_eq!(next(&memory, "b"), Some(at("1970-01-01T00:15:00Z")));
     // Once is enough; and nothing has failed.

@@ -221,6 +221,18 @@ fn what_needs_no_registry_does_not_wait_for_one() {
     // The registry's word still counts.
     let plan = world.plan();
     assert_eq!((steps(&plan), plan.wake), (vec![], until));
+    // Room is made by letting go.
+    let full = crate::error::Error::new(crate::kind::Kind::NoSpace, "the disk is full");
+    for (name, step) in [("a", Step::Pull(Why::Due)), ("b", Step::Recheck)] {
+        let mut world = self::world([present(), present()]);
+        let key = desired(name, Refresh::Never).key();
+        for observed in world.observed.values_mut() {
+            observed.previous = vec![Digest::of(b"2"), Digest::of(b"3")];
+        }
+        world.memory.failed(&key, now, step, &full, &settings);
+        let trims = steps(&world.plan()).contains(&(name, Step::Trim));
+        assert_eq!(trims, name == "a", "{step:?}");
+    }
     // What fails itself waits by itself.
     world.remember("a", |r| r.recheck = true);
     let away = crate::error::Error::new(crate::kind::Kind::NotFound, "no such record");

@@ -33,7 +33,7 @@ fn ready(text: &str) -> Ready {
 fn image(board: &Board, name: &str) -> Image {
     let key = key(name);
     let images = board.images();
-    let found = images.into_iter().find(|image| is(image, &key));
+    let found = images.into_iter().find(|image| image.is(&key));
     found.expect("it is desired")
 }
 
