@@ -1,7 +1,8 @@
-# Everything a user or a developer types. `make test` is what CI runs.
+# Everything a user or a developer types. CI runs deps, lint, fuzz, test and demo (.ci/run).
 #
 #   make demo    a private containerd and registry, a three-platform image, every verb on it
-#   make test    installs what is missing, builds, lints nothing, runs every test
+#   make test    installs what is missing, builds (make dist as well), runs every test but the long soak;
+#                as root
 #   make lint    formatting, clippy, licences and sources, no test
 #   make bench   pulls side by side with containerd's own client
 #   make soak    hundreds of passes of the daemon with faults at random
@@ -38,8 +39,8 @@ dist:
 reproduce: dist
 	cross/reproduce $(REPRODUCE)
 
-# The tests run the binaries they find, so those are built first; one at a time where memory
-# is measured, and elsewhere more than there are cores, since they wait most of the time.
+# The tests run the binaries they find, so those are built first. What is `ignored` runs by itself;
+# elsewhere there are more at once than cores, since they wait most of the time.
 test: export PATH := $(LAB)/containerd-1.6/usr/bin:$(LAB)/runc/usr/sbin:$(LAB)/docker-registry/usr/bin:$(PATH)
 test: deps dist
 	cross/cargo aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf -- test -p edgepull-platform

@@ -2,9 +2,11 @@
 //! belong together on which distribution. Pure but for one look at the sockets.
 
 use std::{
-    os::unix::net::UnixStream,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
 };
+
+use nix::errno::Errno;
 
 use crate::{
     error::{Error, Result},
@@ -93,43 +95,47 @@ pub struct Overrides {
     pub namespace: Option<String>,
 }
 
-/// Every engine that is meant: the one that was named, else all that answer.
-pub fn living(overrides: &Overrides) -> Vec<Profile> {
-    living_with(
-        overrides,
-        |path| UnixStream::connect(path).is_ok(),
-        Path::exists,
-    )
+/// Whether somebody has this socket, as engines do. A connection would tell, too, but it waits
+/// for as long as an engine that hangs accepts none, and wakes one that does not.
+fn is_listening(path: &Path) -> bool {
+    // unix(7): where a socket of another type is bound, that is what is said.
+    let asked = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    asked.is_err_and(|error| error.raw_os_error() == Some(Errno::EPROTOTYPE as i32))
+}
+
+/// Every engine that is meant: the one that a call named; else all that answer, of those that
+/// are known and the configured one.
+pub fn living(named: Option<&Path>, configured: Option<&Path>) -> Vec<Profile> {
+    living_with(named, configured, is_listening, Path::exists)
 }
 
 fn living_with(
-    overrides: &Overrides,
+    named: Option<&Path>,
+    configured: Option<&Path>,
     alive: impl Fn(&Path) -> bool,
     exists: impl Fn(&Path) -> bool,
 ) -> Vec<Profile> {
-    let all: Vec<Profile> = match &overrides.address {
-        Some(_) => choose_with(overrides, &alive, &exists)
-            .into_iter()
-            .collect(),
-        None => KNOWN
-            .iter()
-            .map(|known| profile(known, None, &exists))
-            .collect(),
+    let at = |address: &Path| profile_at(address, &exists);
+    let mut all: Vec<Profile> = if let Some(named) = named {
+        vec![at(named)]
+    } else {
+        let known = KNOWN.iter().map(|known| profile(known, None, &exists));
+        known.chain(configured.map(at)).collect()
     };
-    all.into_iter()
-        .filter(|profile| alive(&profile.address))
-        .collect()
+    let mut seen = Vec::new();
+    all.retain(|profile| {
+        let first = !seen.contains(&profile.address);
+        seen.push(profile.address.clone());
+        first && alive(&profile.address)
+    });
+    all
 }
 
 /// Chooses the engine. Several living ones and no `--address` is a question to the
 /// user, never a guess; no living one falls back to the stock socket, whose error
 /// then says that nothing answers there.
 pub fn choose(overrides: &Overrides) -> Result<Profile> {
-    choose_with(
-        overrides,
-        |path| UnixStream::connect(path).is_ok(),
-        Path::exists,
-    )
+    choose_with(overrides, is_listening, Path::exists)
 }
 
 fn choose_with(
@@ -138,11 +144,7 @@ fn choose_with(
     exists: impl Fn(&Path) -> bool,
 ) -> Result<Profile> {
     let known = if let Some(address) = &overrides.address {
-        let address = socket(address);
-        let matching = KNOWN
-            .iter()
-            .find(|known| Path::new(known.address) == address);
-        profile(matching.unwrap_or(&KNOWN[4]), Some(address), &exists)
+        profile_at(address, &exists)
     } else {
         let living: Vec<&Known> = KNOWN
             .iter()
@@ -183,6 +185,15 @@ fn socket(address: &Path) -> &Path {
         .map_or(address, Path::new)
 }
 
+/// Of an engine that was named by its socket.
+fn profile_at(address: &Path, exists: impl Fn(&Path) -> bool) -> Profile {
+    let address = socket(address);
+    let matching = KNOWN
+        .iter()
+        .find(|known| Path::new(known.address) == address);
+    profile(matching.unwrap_or(&KNOWN[4]), Some(address), exists)
+}
+
 fn profile(known: &Known, address: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Profile {
     let namespace = known.namespace.unwrap_or_else(|| {
         if KUBELET.iter().any(|file| exists(Path::new(file))) {
@@ -217,6 +228,27 @@ mod tests {
         );
     }
 
+    /// The daemon asks on the thread that all its work is done on.
+    #[tokio::test]
+    async fn an_engine_that_accepts_nobody_is_there_and_holds_nobody_up() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("containerd.sock");
+        assert!(!is_listening(&path), "there is nothing");
+        let socket = tokio::net::UnixSocket::new_stream().expect("a socket");
+        socket.bind(&path).expect("bound");
+        let listener = socket.listen(0).expect("it listens");
+        let _waits = std::os::unix::net::UnixStream::connect(&path).expect("there is room for one");
+        let (tell, told) = std::sync::mpsc::channel();
+        let asked = path.clone();
+        std::thread::spawn(move || tell.send(living(Some(&asked), None).len()));
+        let answer = told.recv_timeout(std::time::Duration::from_secs(5));
+        assert_eq!(answer, Ok(1));
+        drop(listener);
+        assert!(!is_listening(&path), "it has ended");
+        std::fs::write(dir.path().join("file"), "").expect("written");
+        assert!(!is_listening(&dir.path().join("file")), "no socket");
+    }
+
     #[test]
     fn several_are_a_question() {
         let error = choose_with(&Overrides::default(), |_| true, |_| false).expect_err("several");
@@ -230,22 +262,26 @@ mod tests {
 
     #[test]
     fn all_that_live_are_meant_unless_one_is_named() {
-        let names = |address: Option<&str>, living: &[&str]| -> Vec<&str> {
-            let overrides = Overrides {
-                address: address.map(PathBuf::from),
-                namespace: None,
-            };
+        let names = |named: Option<&str>, configured: Option<&str>, living: &[&str]| {
             let alive = |path: &Path| living.iter().any(|start| path.starts_with(start));
-            living_with(&overrides, alive, |_| false)
+            let (named, configured) = (named.map(Path::new), configured.map(Path::new));
+            living_with(named, configured, alive, |_| false)
                 .iter()
-                .map(|profile| profile.name)
-                .collect()
+                .map(|profile| profile.address.display().to_string())
+                .collect::<Vec<_>>()
         };
-        let two = ["/run/containerd", "/run/docker"];
-        assert_eq!(names(None, &two), ["docker", "plain"]);
-        assert!(names(None, &[]).is_empty());
-        assert_eq!(names(Some(STOCK_SOCKET), &two), ["plain"]);
-        assert!(names(Some("/run/k0s/containerd.sock"), &two).is_empty());
+        let two = ["/run/containerd", "/run/docker", "/srv"];
+        let docker = "/run/docker/containerd/containerd.sock";
+        let both = [docker, STOCK_SOCKET];
+        let own = "/srv/containerd.sock";
+        assert_eq!(names(None, None, &two), both);
+        assert!(names(None, Some(own), &[]).is_empty());
+        // What is configured is one of them, and may have been another one earlier.
+        assert_eq!(names(None, Some(docker), &two), both);
+        assert_eq!(names(None, Some(own), &two), [docker, STOCK_SOCKET, own]);
+        assert_eq!(names(Some(STOCK_SOCKET), Some(own), &two), [STOCK_SOCKET]);
+        assert_eq!(names(Some("unix:///srv/x"), None, &two), ["/srv/x"]);
+        assert!(names(Some("/run/k0s/containerd.sock"), None, &two).is_empty());
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone)]
 pub struct Error(Box<Detail>);
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 struct Detail {
     kind: Kind,
     message: String,
@@ -217,6 +217,13 @@ impl Error {
         Some(error)
     }
 
+    /// Whether it tells the same as `other`, in the same words.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.kind() == other.kind()
+            && self.message() == other.message()
+            && self.causes() == other.causes()
+    }
+
     /// A local file operation failed on `path`.
     pub fn io(action: &str, path: &std::path::Path, source: &io::Error) -> Self {
         let kind = match source.kind() {
@@ -234,10 +241,11 @@ impl Serialize for Error {
     }
 }
 
-/// A failure that another process of edgepull reported.
+/// A failure that another process of edgepull reported, read as [`Error::from_json`] does.
 impl<'de> Deserialize<'de> for Error {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Detail::deserialize(deserializer).map(|detail| Self(Box::new(detail)))
+        let value = serde_json::Value::deserialize(deserializer)?;
+        Self::from_json(&value).ok_or_else(|| serde::de::Error::custom("it is no failure"))
     }
 }
 
@@ -295,6 +303,17 @@ mod tests {
         ] {
             assert!(Error::from_json(&other).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn a_failure_is_known_again() {
+        let error = Error::new(Kind::NotFound, "no such tag").because("404");
+        let json = serde_json::to_value(&error).expect("plain data");
+        let known = Error::from_json(&json).expect("a failure");
+        assert!(known.says_the_same(&error));
+        let other = Error::new(Kind::NotFound, "no such tag").because("410");
+        assert!(!known.says_the_same(&other));
+        assert!(!known.says_the_same(&error.with_kind(Kind::Unavailable)));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 mod text;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
     os::unix::fs::PermissionsExt,
@@ -31,12 +31,18 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// to a large image on a slow one.
 const BUCKETS: [u32; 11] = [1, 2, 5, 10, 30, 60, 120, 300, 900, 1800, 3600];
 
-/// Different values of one label that come from outside; what is beyond them is `other`.
+/// Different registries, which come from outside; what is beyond them is `other`.
 const MOST_VALUES: usize = 64;
+/// Different answers of theirs: a registry that makes statuses up gets no series for each.
+const MOST_CODES: usize = 32;
+/// Why the shim refuses to start a container, as far as is known before it does.
+const REFUSALS: [Kind; 3] = [Kind::PlatformMissing, Kind::NotRunnable, Kind::Mislabelled];
 /// Reasons of refused starts, which another program sends.
 const MOST_REASONS: usize = 32;
 const LONGEST_REASON: usize = 32;
 const OTHER: &str = "other";
+const PULLED: &str = "pulled";
+const PRESENT: &str = "present";
 
 /// How one image stands, for its own series.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,25 +90,29 @@ impl Metrics {
             ("cpu_level", host.cpu_level.clone().unwrap_or_default()),
             ("machine", host.machine.clone().unwrap_or_default()),
         ];
+        // A counter that is born with its first event has not risen, and no alert sees that.
+        let kinds = Kind::ALL.into_iter().map(Kind::name);
+        let results = [PULLED, PRESENT].into_iter().chain(kinds);
+        let reasons = REFUSALS.into_iter().map(|kind| kind.name().to_owned());
         Self(Arc::new(Mutex::new(Inner {
             host: labels,
             version: version.to_owned(),
+            pulls: results.map(|result| (result, 0)).collect(),
+            refused: reasons.map(|reason| (reason, 0)).collect(),
             ..Inner::default()
         })))
     }
 
     /// One try to pull an image has ended. The duration counts where something was pulled:
     /// failures and images that were there would say nothing about the link.
-    pub fn pull_ended(&self, ended: Result<Status, Kind>, took: Duration, bytes: Bytes) {
+    pub fn pull_ended(&self, ended: Result<Status, Kind>, took: Duration) {
         let mut inner = self.lock();
         let result = match ended {
-            Ok(Status::Pulled) => "pulled",
-            Ok(Status::Present) => "present",
+            Ok(Status::Pulled) => PULLED,
+            Ok(Status::Present) => PRESENT,
             Err(kind) => kind.name(),
         };
         *inner.pulls.entry(result).or_default() += 1;
-        inner.resumed = inner.resumed.saturating_add(bytes.resumed);
-        inner.written = inner.written.saturating_add(bytes.written);
         if ended == Ok(Status::Pulled) {
             inner.duration_count += 1;
             inner.duration_sum = inner.duration_sum.saturating_add(took);
@@ -112,6 +122,19 @@ impl Metrics {
                 }
             }
         }
+    }
+
+    /// An image was compared with its layers and found damaged, whether or not that was mended.
+    pub fn found_damaged(&self) {
+        let result = Kind::StoreDamaged.name();
+        *self.lock().pulls.entry(result).or_default() += 1;
+    }
+
+    /// What work put into the store, however it ended.
+    pub fn stored(&self, bytes: Bytes) {
+        let mut inner = self.lock();
+        inner.resumed = inner.resumed.saturating_add(bytes.resumed);
+        inner.written = inner.written.saturating_add(bytes.written);
     }
 
     /// `count` more requests to `registry` were answered with `code`: an HTTP status, or
@@ -169,7 +192,7 @@ impl Metrics {
         of_images(&mut text, images);
         text.counter(
             "edgepull_pulls_total",
-            "Tries to pull an image, by how they ended.",
+            "Tries to pull an image, and comparisons that found it damaged, by how they ended.",
         );
         for (result, count) in &inner.pulls {
             text.sample(&[("result", result)], *count);
@@ -292,17 +315,23 @@ fn refs<'a, const N: usize>(labels: &'a [(&'a str, String); N]) -> [(&'a str, &'
         .map(|(name, value)| (*name, value.as_str()))
 }
 
-/// Adds to the series of two labels, of which there are only so many.
-fn add(series: &mut BTreeMap<(String, String), u64>, first: &str, second: &str, count: u64) {
-    let key = (first.to_owned(), second.to_owned());
-    let full = series.len() >= MOST_VALUES;
-    let key = if full && !series.contains_key(&key) {
-        (OTHER.to_owned(), OTHER.to_owned())
-    } else {
-        key
-    };
-    let sum = series.entry(key).or_default();
+type Series = BTreeMap<(String, String), u64>;
+
+/// Adds to the series of a registry and a second label; of both there are only so many values.
+fn add(series: &mut Series, registry: &str, second: &str, count: u64) {
+    let registries = series.keys().map(|(registry, _)| registry.as_str());
+    let registry = bounded(registries, registry, MOST_VALUES);
+    let seconds = series.keys().map(|(_, second)| second.as_str());
+    let second = bounded(seconds, second, MOST_CODES);
+    let sum = series.entry((registry, second)).or_default();
     *sum = sum.saturating_add(count);
+}
+
+/// The value, or [`OTHER`] if it is not known and `most` others are.
+fn bounded<'a>(known: impl Iterator<Item = &'a str>, value: &str, most: usize) -> String {
+    let known: BTreeSet<&str> = known.filter(|known| *known != OTHER).collect();
+    let has_room = known.len() < most || known.contains(value);
+    if has_room { value } else { OTHER }.to_owned()
 }
 
 fn is_identifier(text: &str) -> bool {

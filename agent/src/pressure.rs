@@ -48,24 +48,6 @@ pub struct Pressure {
     pub io: Option<Stall>,
 }
 
-/// From where on a fetch is not begun.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Thresholds {
-    /// Of the time in which all wait for memory.
-    pub memory: Share,
-    /// Of the time in which all wait for disks.
-    pub io: Share,
-}
-
-impl Default for Thresholds {
-    fn default() -> Self {
-        Self {
-            memory: MEMORY,
-            io: IO,
-        }
-    }
-}
-
 impl Stall {
     /// Reads the text of one of the kernel's files.
     pub fn parse(text: &str) -> Option<Self> {
@@ -112,19 +94,13 @@ impl Pressure {
 
     /// Why a fetch should wait, if it should.
     pub fn reason(&self) -> Option<String> {
-        self.verdict(&Thresholds::default())
-    }
-
-    /// Why a fetch should wait, if it should.
-    pub fn verdict(&self, thresholds: &Thresholds) -> Option<String> {
         let over = |what: &str, stall: Option<Stall>, most: Share| {
             let full = stall?.full;
             (full >= most).then(|| {
                 format!("all work waited for {what} {full} of the last 10 s (at most {most})")
             })
         };
-        over("memory", self.memory, thresholds.memory)
-            .or_else(|| over("disks", self.io, thresholds.io))
+        over("memory", self.memory, MEMORY).or_else(|| over("disks", self.io, IO))
     }
 }
 
@@ -197,15 +173,10 @@ mod tests {
         assert!(memory.contains("memory 10 %"), "{memory}");
         let io = pressure("0.00", "40.00").expect("too much");
         assert!(io.contains("disks 40 %"), "{io}");
-        let strict = Thresholds {
-            memory: Share(0),
-            io: Share(0),
-        };
-        assert!(Pressure::read(dir.path()).verdict(&strict).is_some());
         fs::remove_dir_all(&files).expect("ours");
         let nothing = Pressure::read(dir.path());
         assert_eq!(nothing, Pressure::default());
-        assert_eq!(nothing.verdict(&strict), None, "a kernel without it");
+        assert_eq!(nothing.reason(), None, "a kernel without it");
     }
 
     proptest! {

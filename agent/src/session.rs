@@ -16,6 +16,7 @@ use crate::{
     engine::{self, Overrides, Profile},
     error::{Error, Result},
     kind::Kind,
+    redact::Secret,
     registry::{Client, Credentials, Environment, Settings},
 };
 
@@ -31,8 +32,7 @@ pub struct Flags {
     pub hosts_dir: Option<PathBuf>,
     pub plain_http: bool,
     pub authfile: Option<PathBuf>,
-    /// Has no printed form of its own: never print flags.
-    pub creds: Option<String>,
+    pub creds: Option<Secret>,
     /// A recorded host, which is judged instead of this machine.
     pub sysroot: Option<PathBuf>,
     /// Bytes a second for all downloads together.
@@ -186,7 +186,7 @@ impl Session {
     pub fn client(&self) -> Result<Client> {
         let flags = &self.flags;
         let credentials = Credentials::discover(
-            flags.creds.as_deref(),
+            flags.creds.as_ref().map(Secret::reveal),
             flags.authfile.as_deref(),
             &Environment::of_process(),
         );
@@ -231,6 +231,16 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_not_in_what_is_printed_of_flags() {
+        let flags = Flags {
+            creds: Some(Secret::new("me:hunter2")),
+            ..Flags::default()
+        };
+        let session = Session::new(flags, Config::default());
+        assert!(!format!("{session:?}").contains("hunter2"));
+    }
 
     /// Mirrors that are not asked because of a slip of the pen would go unnoticed.
     #[test]

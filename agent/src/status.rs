@@ -148,6 +148,28 @@ impl Image {
         self.state == State::MissingPlatform || self.error_kind() == Some(Kind::PlatformMissing)
     }
 
+    /// Why it is not as it should be after a pass that was to bring it, if it is not. What
+    /// another version wrote down may not be readable, and an image may be missing for no
+    /// failure of its own: neither makes it well.
+    pub fn failure(&self) -> Option<Error> {
+        let told = self.error.as_ref().and_then(Error::from_json);
+        if told.is_some() || (self.is_ready() && self.error.is_none()) {
+            return told;
+        }
+        let kind = match self.state {
+            State::MissingPlatform => Kind::PlatformMissing,
+            State::Ready | State::Failed => Kind::Internal,
+            State::Pulling | State::Waiting => Kind::Timeout,
+        };
+        let message = format_args!("`{}` is {}", self.reference, self.state.name());
+        let why = self.reason.as_deref();
+        let error = Error::new(kind, message)
+            .because(why.unwrap_or("its last failure cannot be read; another version wrote it"))
+            .reference(&self.reference)
+            .platform(&self.platform);
+        Some(error.hint("try again; `edgepull status` shows how it stands"))
+    }
+
     /// The kind of the last failure.
     pub fn error_kind(&self) -> Option<Kind> {
         let kind = self.error.as_ref()?.get("kind")?.as_str()?;
@@ -220,4 +242,41 @@ pub enum Notice {
     Gone(Key),
     /// Something about the daemon changed.
     Daemon(Box<Daemon>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_as_it_should_be_is_a_failure_whoever_wrote_it_down() {
+        let key = Key {
+            reference: "r.example/a:1".to_owned(),
+            platform: "host".to_owned(),
+            namespace: "default".to_owned(),
+        };
+        // Of a version that knew less, and of one that knows more.
+        let short = serde_json::json!({"kind": "no_space", "message": "the disk is full"});
+        let strange = serde_json::json!({"kind": "news", "message": "something"});
+        let whole = serde_json::to_value(Error::new(Kind::NotFound, "no tag")).expect("plain");
+        for (state, error, kind) in [
+            (State::Ready, None, None),
+            (State::Ready, Some(&whole), Some(Kind::NotFound)),
+            (State::Ready, Some(&strange), Some(Kind::Internal)),
+            (State::Failed, Some(&short), Some(Kind::NoSpace)),
+            (State::Failed, Some(&strange), Some(Kind::Internal)),
+            (State::Failed, None, Some(Kind::Internal)),
+            (State::MissingPlatform, None, Some(Kind::PlatformMissing)),
+            (State::Waiting, None, Some(Kind::Timeout)),
+            (State::Pulling, None, Some(Kind::Timeout)),
+        ] {
+            let image = Image {
+                state,
+                error: error.cloned(),
+                ..Image::new(&key, Timestamp::UNIX_EPOCH)
+            };
+            let found = image.failure().map(|error| error.kind());
+            assert_eq!(found, kind, "{state:?} {error:?}");
+        }
+    }
 }

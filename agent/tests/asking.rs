@@ -4,6 +4,10 @@
 use std::{
     path::Path,
     process::{Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -26,6 +30,8 @@ use tokio::sync::oneshot;
 struct Daemon {
     dir: tempfile::TempDir,
     board: Board,
+    /// So many wishes for its configuration to be read come to nothing.
+    busy: Arc<AtomicU32>,
     end: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -50,6 +56,7 @@ impl Daemon {
         let mut daemon = Self {
             dir: tempfile::tempdir().expect("a directory"),
             board,
+            busy: Arc::default(),
             end: None,
             thread: None,
         };
@@ -65,12 +72,20 @@ impl Daemon {
         let (end, ended) = oneshot::channel();
         let path = self.dir.path().join("s");
         let board = self.board.clone();
+        let busy = Arc::clone(&self.busy);
         let (started, starting) = std::sync::mpsc::channel();
         let work = async move {
             let control = Control::bind(&path).expect("bound");
             started.send(()).expect("somebody waits");
             let answering = async {
                 while let Some(ask) = asks.recv().await {
+                    if matches!(ask, Ask::Reload { .. })
+                        && busy
+                            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1))
+                            .is_ok()
+                    {
+                        continue;
+                    }
                     let (Ask::Sync { done, .. } | Ask::Reload { done }) = ask;
                     board.pass_done(now());
                     let _ = done.send(());
@@ -290,6 +305,16 @@ fn wait_gives_up_at_its_limit_and_says_what_is_late() {
             "{wrong}"
         );
     }
+}
+
+#[test]
+fn wait_outlives_a_daemon_that_is_too_busy_to_read_its_configuration() {
+    let daemon = Daemon::new(&["a"]);
+    daemon.ready("a");
+    daemon.busy.store(2, Relaxed);
+    let output = daemon.run(&["wait", "--timeout", "60s"]);
+    assert_eq!(code(&output), 0, "{}", err(&output));
+    assert_eq!(daemon.busy.load(Relaxed), 0);
 }
 
 #[test]

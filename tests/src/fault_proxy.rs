@@ -6,7 +6,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -48,6 +48,7 @@ struct Shared {
     state: Mutex<State>,
     log: Mutex<Vec<Request>>,
     connections: Mutex<u32>,
+    passed: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -80,6 +81,7 @@ impl FaultProxy {
             }),
             log: Mutex::default(),
             connections: Mutex::default(),
+            passed: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         });
         let served = Arc::clone(&shared);
@@ -120,6 +122,11 @@ impl FaultProxy {
     /// Connections so far.
     pub fn connections(&self) -> u32 {
         *lock(&self.shared.connections)
+    }
+
+    /// Bytes from the server so far, of whatever protocol.
+    pub fn passed(&self) -> u64 {
+        self.shared.passed.load(Ordering::Relaxed)
     }
 
     /// Requests so far, with the bytes of body that went through.
@@ -200,6 +207,7 @@ fn connection(shared: &Arc<Shared>, mut client: TcpStream) -> io::Result<()> {
         if client.write_all(&buffer[..n]).is_err() {
             break;
         }
+        shared.passed.fetch_add(n as u64, Ordering::Relaxed);
         lock(&tap).down(&buffer[..n], &mut lock(&shared.log));
         left -= n as u64;
         if left == 0 {

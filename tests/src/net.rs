@@ -1,7 +1,8 @@
 //! What the lab's own servers share: accepting until told to stop, resets, waiting.
 
+use std::fs;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
@@ -29,16 +30,56 @@ pub(crate) fn accept(listener: &TcpListener, stop: &AtomicBool, mut serve: impl 
     }
 }
 
-/// Closes a connection with RST. What the peer has not received yet is lost, as on a real link;
-/// a moment is left first so that what was sent has arrived.
+/// Closes a connection with RST. What the peer has not read yet is lost, as on a real link; here
+/// nothing is on its way any more, so that what a transfer loses is not a matter of luck.
 pub(crate) fn reset(stream: &TcpStream) {
-    sleep(Duration::from_millis(20));
+    let end = Instant::now() + Duration::from_secs(1);
+    while in_flight(stream).is_none_or(|bytes| bytes > 0) && Instant::now() < end {
+        sleep(Duration::from_millis(1));
+    }
     let at_once = linger {
         l_onoff: 1,
         l_linger: 0,
     };
     // Without it the close is an orderly one, and the row that counts on a reset tells.
     let _set = setsockopt(stream, sockopt::Linger, &at_once);
+}
+
+/// What of it our kernel has not sent or the peer's process has not read; nothing if the other
+/// end is not on this machine's IPv4. See `tcp` in `proc_pid_net(5)`.
+fn in_flight(stream: &TcpStream) -> Option<u64> {
+    let (ours, theirs) = (stream.local_addr().ok()?, stream.peer_addr().ok()?);
+    let written = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => Some(format!(
+            "{:08X}:{:04X}",
+            u32::from_ne_bytes(v4.ip().octets()),
+            v4.port()
+        )),
+        SocketAddr::V6(_) => None,
+    };
+    let (ours, theirs) = (written(ours)?, written(theirs)?);
+    let table = fs::read_to_string("/proc/net/tcp").ok()?;
+    let queue = |from: &str, to: &str, side: usize| {
+        let mut lines = table.lines().map(|line| line.split_whitespace().skip(1));
+        let mut fields = lines.find_map(|mut fields| {
+            (fields.next() == Some(from) && fields.next() == Some(to)).then_some(fields)
+        })?;
+        let queues = fields.nth(1)?;
+        u64::from_str_radix(queues.split(':').nth(side)?, 16).ok()
+    };
+    Some(queue(&ours, &theirs, 0)? + queue(&theirs, &ours, 1)?)
+}
+
+#[test]
+fn bytes_in_flight_are_seen() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut reader = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut writer, _) = listener.accept().unwrap();
+    assert_eq!(in_flight(&writer), Some(0));
+    io::Write::write_all(&mut writer, b"words").unwrap();
+    assert_eq!(in_flight(&writer), Some(5));
+    io::Read::read_exact(&mut reader, &mut [0; 5]).unwrap();
+    assert_eq!(in_flight(&writer), Some(0));
 }
 
 pub(crate) fn would_block(e: &io::Error) -> bool {

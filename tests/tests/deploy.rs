@@ -258,11 +258,75 @@ fn the_dashboard_is_laid_out() {
     }
 }
 
+/// Every document of the tree.
+const DOCUMENTS: [&str; 12] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "SPECIFICATION.md",
+    "cross/README.md",
+    "docs/control-socket.md",
+    "docs/deploy.md",
+    "docs/edgepull-hosts.5.md",
+    "docs/edgepull-images.5.md",
+    "docs/metrics.md",
+];
+
 #[test]
 fn documents_lead_to_files() {
-    let text = read("docs/deploy.md");
-    for link in text.split("](").skip(1) {
-        let target = link.split(')').next().unwrap();
-        assert!(file("docs").join(target).is_file(), "{target}");
+    let mut links = 0;
+    for document in DOCUMENTS {
+        let text = read(document);
+        let folder = file(document).parent().unwrap().to_owned();
+        for link in text.split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            if !target.starts_with("http") {
+                assert!(folder.join(target).exists(), "{document}: {target}");
+                links += 1;
+            }
+        }
     }
+    assert!(links > 15);
+}
+
+/// The text of every source file below `dir`.
+fn sources(dir: &Path, all: &mut String) {
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            all.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_promise_names_tests_that_exist() {
+    let mut code = String::new();
+    for dir in [
+        "agent/src",
+        "agent/tests",
+        "platform/src",
+        "platform/tests",
+        "tests",
+    ] {
+        sources(&file(dir), &mut code);
+    }
+    let text = read("SPECIFICATION.md");
+    let mut named = 0;
+    for row in text.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let held_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        for name in held_by.split('`').skip(1).step_by(2) {
+            if name.contains('/') {
+                assert!(file(name).exists(), "{name}: {row}");
+            } else if name.contains('_') {
+                assert!(code.contains(&format!("fn {name}(")), "{name}: {row}");
+            }
+            named += 1;
+        }
+    }
+    assert!(named > 80, "{named}");
 }

@@ -13,6 +13,7 @@ use edgepull_tests::edgepull::{Edgepull, Run};
 use edgepull_tests::image;
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::scene::{NAMESPACE, Scene};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
 const K8S: &str = "k8s.io";
@@ -373,6 +374,13 @@ fn nothing_is_released_under_a_daemon_that_runs() {
         refused.output.stderr
     );
     agent.stop();
+    // One pass of it, `agent --once`, has no socket; the state is its own meanwhile.
+    let lock = fs::File::open(agent.path("state/lock")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).unwrap();
+    let refused = agent.call(["prune", "--release"]).run().exits(2);
+    let said = &refused.output.stderr;
+    assert!(said.contains("wait until it has ended"), "{said}");
+    drop(lock);
     let done = agent.call(["prune", "--release"]).run().exits(0);
     let line = format!(
         "unpinned {} in {NAMESPACE} (edgepull pinned it)\n",

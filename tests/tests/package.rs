@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,7 +29,7 @@ struct Dist {
 }
 
 impl Dist {
-    fn make(umask: &str) -> Self {
+    fn make(umask: &str, file_system: &str) -> Self {
         let dir = Lab::get().run_dir("dist");
         let triples: Vec<String> = Target::all().into_iter().map(|t| t.triple).collect();
         for triple in &triples {
@@ -36,14 +37,17 @@ impl Dist {
             fs::create_dir(&place).unwrap();
             fs::copy(Target::named(triple).file(), place.join("edgepull")).unwrap();
         }
-        // Started elsewhere, with another mask and other temporary files.
+        // Started elsewhere, with another mask and temporary files on another file system.
+        let temporary = dir.path().join("tmp");
+        fs::create_dir(&temporary).unwrap();
+        let script = "[ $2 = disk ] || mount -t $2 none $TMPDIR; umask $1; exec $3 all";
         process::run_within(
-            Command::new("sh")
-                .args(["-c", "umask $1; exec $2 all", "sh", umask])
+            Command::new("unshare")
+                .args(["--mount", "sh", "-ec", script, "sh", umask, file_system])
                 .arg(Lab::get().workspace().join("cross/package"))
                 .current_dir(dir.path())
                 .env("EDGEPULL_DIST", dir.path())
-                .env("TMPDIR", dir.path())
+                .env("TMPDIR", temporary)
                 .env("LANG", "de_DE.UTF-8"),
             std::time::Duration::from_secs(300),
         )
@@ -89,8 +93,8 @@ fn dpkg_deb(args: &[&str], file: &Path, to: Option<&Path>) -> Output {
 /// All in one test: making them takes longest.
 #[test]
 fn packages_are_reproducible_and_whole() {
-    let dist = Dist::make("022");
-    let again = Dist::make("077");
+    let dist = Dist::make("022", "disk");
+    let again = Dist::make("077", "tmpfs");
     let (files, others) = (dist.files(), again.files());
     let names: Vec<&String> = files.keys().collect();
     assert_eq!(names, others.keys().collect::<Vec<_>>());
@@ -132,6 +136,7 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
         "usr/lib/systemd/system/edgepull.service",
         "usr/lib/sysusers.d/edgepull.conf",
         "usr/lib/tmpfiles.d/edgepull.conf",
+        "usr/lib/systemd/catalog/edgepull.catalog",
         "usr/share/man/man1/edgepull.1.gz",
         "usr/share/man/man5/edgepull-hosts.5.gz",
         "usr/share/man/man5/edgepull-images.5.gz",
@@ -159,21 +164,62 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
 fn tarball(dist: &Dist) {
     let name = format!("edgepull-{}-aarch64-unknown-linux-musl", version());
     let archive = dist.dir.path().join(format!("{name}.tar.gz"));
-    let listed = process::run(Command::new("tar").arg("-tzf").arg(archive)).ok();
-    for file in [
-        "edgepull",
-        "INSTALL",
-        "LICENSE",
-        "README.md",
-        "config.toml",
-        "images.d/example.txt",
-        "systemd/edgepull.service",
-        "man/edgepull.1",
-        "completions/edgepull.bash",
-    ] {
-        let file = format!("{name}/{file}");
-        assert!(listed.text().lines().any(|line| line == file), "{file}");
+    process::run(
+        Command::new("tar")
+            .arg("-C")
+            .arg(dist.dir.path())
+            .arg("-xzf")
+            .arg(archive),
+    )
+    .ok();
+    let dir = dist.dir.path().join(name);
+    for file in ["LICENSE", "README.md", "completions/edgepull.bash"] {
+        assert!(dir.join(file).is_file(), "{file}");
     }
+    let root = dist.dir.path().join("installed");
+    let at = |path: &str| root.join(path);
+    fs::create_dir_all(at("usr/bin")).unwrap();
+    install(&dir, &root);
+    for file in [
+        "usr/lib/systemd/system/edgepull.service",
+        "usr/lib/sysusers.d/edgepull.conf",
+        "usr/lib/tmpfiles.d/edgepull.conf",
+        "usr/lib/systemd/catalog/edgepull.catalog",
+        "etc/edgepull/images.d/example.txt",
+        // Calls of the command line by others than root read it.
+        "etc/edgepull/config.toml",
+    ] {
+        let found = fs::metadata(at(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert_eq!(found.permissions().mode() & 0o777, 0o644, "{file}");
+    }
+    // An upgrade leaves alone what somebody wrote, or took away.
+    fs::write(at("etc/edgepull/config.toml"), "# mine\n").unwrap();
+    fs::remove_file(at("etc/edgepull/images.d/example.txt")).unwrap();
+    fs::write(at("usr/bin/edgepull"), "old").unwrap();
+    install(&dir, &root);
+    assert_eq!(
+        fs::read_to_string(at("etc/edgepull/config.toml")).unwrap(),
+        "# mine\n"
+    );
+    assert!(!at("etc/edgepull/images.d/example.txt").exists());
+    assert!(
+        fs::read(at("usr/bin/edgepull")).unwrap() == fs::read(dir.join("edgepull")).unwrap(),
+        "the program is not the new one"
+    );
+}
+
+/// What `INSTALL` says, below another root and without what needs the system's systemd.
+fn install(dir: &Path, root: &Path) {
+    let text = fs::read_to_string(dir.join("INSTALL")).unwrap();
+    let commands: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| !line.starts_with("system") && !line.starts_with("journalctl"))
+        .map(|line| line.replace(" /", &format!(" {}/", root.display())))
+        .collect();
+    assert!(commands.len() > 5, "{text}");
+    let script = commands.join("\n");
+    process::run(Command::new("sh").args(["-euxc", &script]).current_dir(dir)).ok();
 }
 
 fn lintian(dist: &Dist) {
@@ -218,6 +264,47 @@ fn completions(dist: &Dist) {
         .join("unpacked-amd64/usr/share/bash-completion/completions/edgepull");
     let script = r#"source "$1" && complete -p edgepull"#;
     process::run(Command::new("bash").args(["-c", script, "bash"]).arg(file)).ok();
+}
+
+/// The script of the package, `purge`, where the copy of the program that prerm made is `program`;
+/// in a mount namespace of its own, since the paths are the system's.
+fn purge(program: Option<&str>) -> Output {
+    let script = r#"
+        for dir in /run /var/lib /etc/edgepull; do
+            [ ! -d $dir ] || mount -t tmpfs -o mode=755 none $dir
+        done
+        mkdir -p /var/lib/edgepull/.purge
+        cd /var/lib/edgepull/.purge
+        if [ -n "$2" ]; then
+            echo "$2" >edgepull
+            chmod 755 edgepull
+        fi
+        touch config.toml
+        sh "$1" purge
+        [ ! -e /var/lib/edgepull ]
+    "#;
+    let postrm = Lab::get().workspace().join("cross/debian/postrm");
+    process::run(
+        Command::new("unshare")
+            .args(["--mount", "sh", "-euc", script, "sh"])
+            .arg(postrm)
+            .arg(program.unwrap_or_default())
+            .env("DPKG_MAINTSCRIPT_PACKAGE", "edgepull"),
+    )
+    .ok()
+}
+
+#[test]
+fn a_purge_that_cannot_drop_pins_says_how() {
+    let good = r#"#!/bin/sh
+[ "$*" = '--config=/var/lib/edgepull/.purge/config.toml prune --release' ]"#;
+    assert_eq!(purge(Some(good)).stderr, "");
+    for program in [None, Some("#!/bin/sh\nexit 40"), Some("#!/no/such/program")] {
+        let said = purge(program).stderr;
+        let hint = "ctr -n NAMESPACE images label REF io.edgepull.pin= io.edgepull.pinned= \
+                    io.cri-containerd.pinned=\n";
+        assert!(said.ends_with(hint), "{program:?}: {said}");
+    }
 }
 
 #[test]

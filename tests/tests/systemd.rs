@@ -137,6 +137,21 @@ fn the_unit_is_valid_exposes_little_and_hides_no_fact() {
     is_valid_and_exposes_little(&device);
     says_what_it_leaves_out(&device);
     detect_sees_the_same_host_inside(&device);
+    nothing_but_its_own_can_be_written(&device);
+}
+
+fn nothing_but_its_own_can_be_written(device: &Device) {
+    let pid = device.main_pid();
+    let writable = |path: &str| {
+        let inside = ["nsenter", "-t", &pid, "-m", "test", "-w", path];
+        device.machine.run(inside).code == Some(0)
+    };
+    for path in ["/var/lib/edgepull", "/run/edgepull"] {
+        assert!(writable(path), "{path}");
+    }
+    for path in ["/etc", "/etc/edgepull", "/var/lib/containerd", "/usr/bin"] {
+        assert!(!writable(path), "{path}");
+    }
 }
 
 fn is_valid_and_exposes_little(device: &Device) {

@@ -24,6 +24,7 @@ use wild::run::{Line, run};
 mod wild {
     pub(crate) mod blobs;
     pub(crate) mod credentials;
+    pub(crate) mod doors;
     pub(crate) mod layers;
     pub(crate) mod links;
     pub(crate) mod logins;
@@ -55,6 +56,7 @@ fn every_behaviour_in_the_wild() {
         wild::tls::rows(),
         wild::mirrors::rows(),
         wild::links::rows(),
+        wild::doors::rows(),
     ]
     .into_iter()
     .flatten()

@@ -11,10 +11,12 @@ use super::{args::Global, output::Printer};
 use crate::{
     asked::Asked,
     config::Config,
+    desired::Traits,
     error::{Error, Result},
     kind::Kind,
     layout::{LayoutRef, Local},
     oci::{Document, Reference},
+    redact::Secret,
     registry::{Client, Repo},
     session::{Attached, Flags, Session},
     source::Source,
@@ -25,6 +27,8 @@ use crate::{
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) printer: Printer,
+    /// The engine that this call names, whatever is configured.
+    pub(crate) named_address: Option<PathBuf>,
     /// The namespace that this call names, whatever is configured.
     pub(crate) named_namespace: Option<String>,
     session: Session,
@@ -78,25 +82,31 @@ impl Context {
     pub(crate) fn new(global: Global, config: Config, printer: Printer, rate: Option<u64>) -> Self {
         let session = Session::new(flags(&global, rate), config.clone());
         let mut global = global;
+        let named_address = global.address.clone();
         let named_namespace = global.namespace.clone();
         global.address = global.address.or(config.address);
         global.namespace = global.namespace.or(config.namespace);
         Self {
             global,
             printer,
+            named_address,
             named_namespace,
             session,
             client: OnceLock::new(),
         }
     }
 
-    pub(crate) fn config(&self) -> &Config {
-        self.session.config()
-    }
-
     /// The host truth: of this machine, or of the recorded one.
     pub(crate) fn host(&self) -> Result<&Host> {
         self.session.host()
+    }
+
+    /// What decides which declared images `namespace` of the engine should have.
+    pub(crate) fn traits(&self, namespace: &str) -> Result<Traits> {
+        Ok(Traits {
+            namespace: namespace.to_owned(),
+            ..self.session.traits()?
+        })
     }
 
     pub(crate) fn facts(&self) -> Result<Facts> {
@@ -196,7 +206,7 @@ pub(crate) fn flags(global: &Global, rate: Option<u64>) -> Flags {
         hosts_dir: global.hosts_dir.clone(),
         plain_http: global.plain_http,
         authfile: global.authfile.clone(),
-        creds: global.creds.clone(),
+        creds: global.creds.clone().map(Secret::new),
         sysroot: global.sysroot.clone(),
         rate,
         runtime_dir: state_dir(),

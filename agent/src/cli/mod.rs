@@ -81,20 +81,26 @@ pub fn main() -> ExitCode {
 
 /// The command line. A variable that is set to nothing is as good as not set.
 fn parse() -> Result<Cli, clap::Error> {
-    let mut command = Cli::command();
+    let command = without_empty(Cli::command(), &|name| {
+        std::env::var_os(name).is_some_and(|value| value.is_empty())
+    });
+    Cli::from_arg_matches(&command.try_get_matches()?)
+}
+
+/// The command, its verbs as well, without the variables that are empty.
+fn without_empty(
+    mut command: clap::Command,
+    is_empty: &dyn Fn(&std::ffi::OsStr) -> bool,
+) -> clap::Command {
     let empty: Vec<clap::Id> = command
         .get_arguments()
-        .filter(|arg| {
-            arg.get_env()
-                .and_then(std::env::var_os)
-                .is_some_and(|value| value.is_empty())
-        })
+        .filter(|arg| arg.get_env().is_some_and(is_empty))
         .map(|arg| arg.get_id().clone())
         .collect();
     for id in empty {
         command = command.mut_arg(id, |arg| arg.env(clap::builder::Resettable::Reset));
     }
-    Cli::from_arg_matches(&command.try_get_matches()?)
+    command.mut_subcommands(|verb| without_empty(verb, is_empty))
 }
 
 /// Whether JSON was asked for on a command line that does not parse.
@@ -327,4 +333,31 @@ fn log_to_stderr(quiet: bool, verbose: u8) {
         .with(journal)
         .with(lines)
         .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_variables_do_not_count_for_verbs_either() {
+        let variables = |empty: &[&str]| {
+            let command = without_empty(Cli::command(), &|name| {
+                empty.iter().any(|empty| name == *empty)
+            });
+            let verbs = command
+                .get_subcommands()
+                .flat_map(clap::Command::get_arguments);
+            let all = command.get_arguments().chain(verbs);
+            all.filter_map(|arg| arg.get_env()?.to_str())
+                .map(str::to_owned)
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        let mut all = variables(&[]);
+        let empty = ["EDGEPULL_SOCKET", "CONTAINERD_NAMESPACE"];
+        for name in empty {
+            assert!(all.remove(name), "{name} is none");
+        }
+        assert_eq!(variables(&empty), all);
+    }
 }

@@ -152,9 +152,10 @@ impl Config {
 
     /// What of it is about time, on this machine ([`crate::clock::machine`]).
     pub fn timing(&self, machine: Secret) -> schedule::Settings {
+        let jitter = Jitter::new(machine, self.jitter);
         schedule::Settings {
-            windows: Windows::new(self.windows.clone()),
-            jitter: Jitter::new(machine, self.jitter),
+            windows: Windows::new(self.windows.clone()).spread(&jitter),
+            jitter,
             backoff: Backoff::default(),
         }
     }

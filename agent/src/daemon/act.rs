@@ -1,23 +1,25 @@
 //! One step for one image, and what came of it.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
-    journal,
+    journal::{self, During},
+    pulse::limited,
     run::Daemon,
-    worker::{Done, Job, Pulled, Rechecked, Spent, Work, Worker},
+    worker::{Done, Job, Moved, Pulled, Rechecked, Spent, Work, Worker},
 };
 use crate::{
     desired::{Desired, Key},
     error::{Error, Result},
-    event::Observer,
+    event::{Event, Observer},
     keep,
     kind::Kind,
+    oci::Digest,
     pressure::{self, Pressure},
-    pull::{Bytes, Status},
+    pull::Status,
     reconcile::{Step, Why},
 };
 
@@ -34,25 +36,44 @@ const LISTEN: Duration = Duration::from_millis(500);
 /// How often pressure is looked at while it is waited for its end.
 const BREATH: Duration = Duration::from_secs(10);
 
-/// How often in a row each registry could not be reached, and when last.
+/// How often in a row each registry could not be reached.
 #[derive(Debug, Default)]
-pub(super) struct Misses(BTreeMap<String, (u32, Instant)>);
+pub(super) struct Misses(BTreeMap<String, Missed>);
+
+#[derive(Debug)]
+struct Missed {
+    count: u32,
+    last: Instant,
+    /// This device's clock may be all that is wrong.
+    of_clock: bool,
+}
 
 impl Misses {
     /// What came of asking it.
-    fn learn(&mut self, registry: &str, missed: bool, now: Instant) {
-        if missed {
-            let (count, last) = self.0.entry(registry.to_owned()).or_insert((0, now));
-            *count += 1;
-            *last = now;
-        } else {
+    fn learn(&mut self, registry: &str, failed: Option<&Error>, now: Instant) {
+        let Some(error) = failed.filter(|error| error.kind() == Kind::Unavailable) else {
             self.0.remove(registry);
-        }
+            return;
+        };
+        let count = self.0.get(registry).map_or(0, |missed| missed.count);
+        let missed = Missed {
+            count: count.saturating_add(1),
+            last: now,
+            of_clock: error.is_of_clock(),
+        };
+        self.0.insert(registry.to_owned(), missed);
     }
 
-    fn is_away(&self, registry: &str, now: Instant) -> bool {
-        self.0.get(registry).is_some_and(|(count, last)| {
-            *count >= MISSES && now.saturating_duration_since(*last) < MOMENT
+    /// Why it is not asked for this image now, if it is not.
+    fn away(&self, registry: &str, desired: &Desired, now: Instant) -> Option<Error> {
+        let missed = self.0.get(registry).filter(|missed| {
+            missed.count >= MISSES && now.saturating_duration_since(missed.last) < MOMENT
+        })?;
+        let error = away(desired, registry);
+        Some(if missed.of_clock {
+            error.of_clock()
+        } else {
+            error
         })
     }
 }
@@ -68,14 +89,15 @@ impl Daemon {
         if undone && !self.asked.contains(key) {
             // It was done, and looks as if it had not been: again would be for ever.
             self.taken = None;
-            self.failed(&desired, &undone_by_others(key));
+            self.failed(&desired, step, &undone_by_others(key));
             return;
         }
+        self.resolved = None;
         let done = match step {
             Step::Pull(why) => self.pull(&desired, why).await,
             Step::Recheck => self.recheck(&desired).await,
-            Step::Pin(on) => self.pin(&desired, on).await,
-            Step::Trim => self.trim(&desired).await,
+            Step::Pin(on) => limited("set the pin", Box::pin(self.pin(&desired, on))).await,
+            Step::Trim => limited("let go of former images", Box::pin(self.trim(&desired))).await,
         };
         self.taken = None;
         match done {
@@ -91,14 +113,10 @@ impl Daemon {
                 return;
             }
             Err(error) if error.kind() == Kind::ContainerdUnavailable => {
-                if self.suspect.lost(key, step) {
-                    self.failed(&desired, &error);
-                    self.asked.remove(key);
-                }
-                self.engine_lost(error);
+                self.engine_went(&desired, step, error);
                 return;
             }
-            Err(error) => self.failed(&desired, &error),
+            Err(error) => self.failed(&desired, step, &error),
         }
         if matches!(step, Step::Pull(_)) {
             // Whoever waits for it hears of it when the image has been looked at.
@@ -107,17 +125,35 @@ impl Daemon {
         }
     }
 
+    /// The engine went during this step.
+    pub(super) fn engine_went(&mut self, desired: &Desired, step: Step, error: Error) {
+        let key = desired.key();
+        if self.suspect.lost(&key, step) {
+            self.failed(desired, step, &error);
+            self.asked.remove(&key);
+            // An engine that is back at once finds whoever waits still there.
+            self.dealt.insert(key);
+        }
+        self.engine_lost(error);
+    }
+
     /// The image is left alone for a while.
-    fn failed(&mut self, desired: &Desired, error: &Error) {
+    pub(super) fn failed(&mut self, desired: &Desired, step: Step, error: &Error) {
         let key = desired.key();
         let now = Timestamp::now();
         let known = self.memory.get(&key).and_then(|known| known.error.as_ref());
-        let same = known.is_some_and(|known| is_same(known, error));
-        self.memory.failed(&key, now, error, &self.settings);
+        let known = known.and_then(Error::from_json);
+        let same = known.is_some_and(|known| known.says_the_same(error));
+        self.memory.failed(&key, now, step, error, &self.settings);
         let failures = self.memory.get(&key).map_or(0, |known| known.failures);
         // A publisher may take weeks; the same failure is news ever less often.
         if !same || failures.is_power_of_two() {
-            journal::report(error, Some(&key));
+            let progress = self.handle.board.image(&key).and_then(|it| it.progress);
+            let during = During {
+                phase: progress.map(|progress| progress.phase.name()),
+                digest: self.resolved.as_ref().map(Digest::as_str),
+            };
+            journal::report_during(error, Some(&key), during);
         } else {
             tracing::debug!(reference = key.reference, failures, "failed again: {error}");
         }
@@ -126,39 +162,41 @@ impl Daemon {
     }
 
     async fn pull(&mut self, desired: &Desired, why: Why) -> Result<bool> {
-        if why != Why::Asked && !self.calm().await {
+        let key = desired.key();
+        if why != Why::Asked && !self.calm(&key, pressure::LONGEST_PAUSE).await {
             return Ok(false);
         }
-        let key = desired.key();
         let registry = desired.reference.repository().domain().to_owned();
         // Who asks for one image gets a try, whatever was a moment ago; who asks for all of
         // hundreds does not wait for each one's patience.
         let is_meant = why == Why::Asked && self.asked.len() == 1;
-        if !is_meant && self.misses.is_away(&registry, Instant::now()) {
-            return Err(away(desired, &registry));
+        let away = self.misses.away(&registry, desired, Instant::now());
+        if let Some(error) = away.filter(|_| !is_meant) {
+            return Err(error);
         }
         let begun = Instant::now();
         let (done, spent) = self.run(desired, Work::Pull).await;
         self.count(desired, &spent);
-        let missed = matches!(&done, Err(error) if error.kind() == Kind::Unavailable);
         if !matches!(done, Ok(None)) {
-            self.misses.learn(&registry, missed, Instant::now());
+            let failed = done.as_ref().err();
+            self.misses.learn(&registry, failed, Instant::now());
         }
+        let metrics = &self.handle.metrics;
         match done {
             Ok(Some(Done::Pulled(pulled))) => {
-                self.handle
-                    .metrics
-                    .pull_ended(Ok(pulled.status), begun.elapsed(), pulled.bytes);
+                metrics.pull_ended(Ok(pulled.status), begun.elapsed());
+                metrics.stored(pulled.bytes);
                 self.pulled(&key, &pulled);
                 Ok(true)
             }
             Ok(Some(Done::Rechecked(_))) => Err(unexpected()),
-            Ok(None) => Ok(false),
+            Ok(None) => {
+                metrics.stored(spent.moved);
+                Ok(false)
+            }
             Err(error) => {
-                let took = begun.elapsed();
-                self.handle
-                    .metrics
-                    .pull_ended(Err(error.kind()), took, Bytes::default());
+                metrics.pull_ended(Err(error.kind()), begun.elapsed());
+                metrics.stored(spent.moved);
                 Err(error)
             }
         }
@@ -200,6 +238,16 @@ impl Daemon {
     async fn recheck(&mut self, desired: &Desired) -> Result<bool> {
         let (done, spent) = self.run(desired, Work::Recheck).await;
         self.count(desired, &spent);
+        let metrics = &self.handle.metrics;
+        metrics.stored(spent.moved);
+        let is_damaged = match &done {
+            Ok(Some(Done::Rechecked(found))) => found.repaired,
+            Err(error) => error.kind() == Kind::StoreDamaged,
+            Ok(_) => false,
+        };
+        if is_damaged {
+            metrics.found_damaged();
+        }
         match done {
             Ok(Some(Done::Rechecked(found))) => {
                 self.rechecked(desired, &found);
@@ -211,7 +259,7 @@ impl Daemon {
         }
     }
 
-    fn rechecked(&mut self, desired: &Desired, found: &Rechecked) {
+    pub(super) fn rechecked(&mut self, desired: &Desired, found: &Rechecked) {
         let key = desired.key();
         if found.repaired {
             let mut text = format!("{} was damaged, and is repaired", desired.reference);
@@ -221,6 +269,15 @@ impl Daemon {
             // Names of files are their image's publisher's.
             let text = crate::redact::printable(&text, 4000);
             tracing::warn!(reference = key.reference, platform = key.platform, "{text}");
+        }
+        for reason in &found.unchecked {
+            let reason = crate::redact::printable(reason, 400);
+            tracing::warn!(
+                reference = key.reference,
+                platform = key.platform,
+                "{}: not all of it could be compared: {reason}",
+                desired.reference
+            );
         }
         self.stale.insert(key);
     }
@@ -287,8 +344,15 @@ impl Daemon {
         board.pulling(&key, Timestamp::now());
         let mut tick = interval(TELL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut resolved, mut moved) = (None, Moved::default());
         let ended = {
-            let run = worker.run(&job, |event| board.observe(&event));
+            let run = worker.run(&job, |event| {
+                if let Event::Resolved { digest, .. } = &event {
+                    resolved = Some(digest.clone());
+                }
+                moved.observe(&event);
+                board.observe(&event);
+            });
             tokio::pin!(run);
             loop {
                 tokio::select! {
@@ -300,15 +364,25 @@ impl Daemon {
                         }
                     }
                     change = self.engines.change() => drop(self.note(change)),
-                    _ = tick.tick() => self.say_status(Some(&self.progress(&key))),
+                    _ = tick.tick() => {
+                        self.pulse.beat();
+                        self.say_status(Some(&self.progress(&key)));
+                    }
                 }
             }
         };
+        self.resolved = resolved;
+        let moved = moved.bytes();
         let Some((ended, spent)) = ended else {
             // Killed: what it has fetched stays, for the next who wants it.
             drop(worker);
-            return (Ok(None), Spent::default());
+            let spent = Spent {
+                moved,
+                ..Spent::default()
+            };
+            return (Ok(None), spent);
         };
+        let spent = Spent { moved, ..spent };
         if worker.is_usable() {
             self.worker = Some(worker);
         } else if ended.is_err() {
@@ -365,12 +439,15 @@ impl Daemon {
     }
 
     /// Waits while the host has no memory or disk to spare, but not for ever: pressure that
-    /// does not end is how this host is. `false` if there is something else to do meanwhile.
-    async fn calm(&mut self) -> bool {
-        let end = Instant::now() + pressure::LONGEST_PAUSE;
+    /// does not end is how this host is. `false` if there is something else to do meanwhile,
+    /// or the image is not wanted any more.
+    pub(super) async fn calm(&mut self, key: &Key, longest: Duration) -> bool {
+        let end = Instant::now() + longest;
         let generation = self.generation;
+        let was_reachable = self.engines.is_reachable();
         while !self.pressed {
-            let reason = Pressure::read(Path::new("/")).reason();
+            self.pulse.beat();
+            let reason = Pressure::read(&self.places.root).reason();
             self.handle.board.paused(reason.as_deref());
             if reason.is_none() {
                 return true;
@@ -384,8 +461,8 @@ impl Daemon {
                 change = self.engines.change() => drop(self.note(change)),
                 () = sleep(BREATH) => {}
             }
-            let other = self.stopping || self.generation != generation || !self.asked.is_empty();
-            if other || !self.engines.is_reachable() {
+            let other = self.is_over(key, generation) || !self.asked.is_empty();
+            if other || self.engines.is_reachable() != was_reachable {
                 self.handle.board.paused(None);
                 return false;
             }
@@ -393,14 +470,6 @@ impl Daemon {
         self.handle.board.paused(None);
         true
     }
-}
-
-/// Whether it is the failure that is remembered, told in the same words.
-fn is_same(known: &serde_json::Value, error: &Error) -> bool {
-    let causes = known["causes"].as_array();
-    known["kind"] == error.kind().name()
-        && known["message"] == error.message()
-        && causes.is_some_and(|causes| causes.iter().eq(error.causes()))
 }
 
 fn undone_by_others(key: &Key) -> Error {
@@ -440,29 +509,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_known_again() {
-        let error = Error::new(Kind::NotFound, "no such tag").because("404");
-        let known = serde_json::to_value(&error).expect("plain data");
-        assert!(is_same(&known, &error));
-        let other = Error::new(Kind::NotFound, "no such tag").because("410");
-        assert!(!is_same(&known, &other));
-        assert!(!is_same(&known, &error.with_kind(Kind::Unavailable)));
-    }
-
-    #[test]
     fn a_registry_that_is_away_is_asked_again_after_a_moment() {
+        let image = Desired {
+            reference: crate::oci::Reference::parse("r.example/a:1").expect("valid"),
+            platform: "host".to_owned(),
+            namespace: "default".to_owned(),
+            refresh: crate::schedule::Refresh::Never,
+            pin: true,
+            keep_previous: 0,
+            origin: crate::desired::Origin {
+                file: "a.txt".into(),
+                line: 1,
+            },
+        };
         let mut misses = Misses::default();
         let start = Instant::now();
-        misses.learn("r.example", true, start);
-        assert!(!misses.is_away("r.example", start), "once is no reason");
-        misses.learn("r.example", true, start);
-        assert!(misses.is_away("r.example", start));
-        assert!(!misses.is_away("other.example", start));
-        assert!(!misses.is_away("r.example", start + MOMENT));
-        // It did not answer again: another moment.
-        misses.learn("r.example", true, start + MOMENT);
-        assert!(misses.is_away("r.example", start + MOMENT));
-        misses.learn("r.example", false, start + MOMENT);
-        assert!(!misses.is_away("r.example", start + MOMENT));
+        let later = start + MOMENT;
+        let error = Error::new(Kind::Unavailable, "no answer");
+        misses.learn("r.example", Some(&error), start);
+        let away = |misses: &Misses, registry, at| misses.away(registry, &image, at);
+        assert!(away(&misses, "r.example", start).is_none(), "once");
+        misses.learn("r.example", Some(&error), start);
+        let told = away(&misses, "r.example", start).expect("twice");
+        assert!(!told.is_of_clock());
+        assert!(away(&misses, "other.example", start).is_none());
+        assert!(away(&misses, "r.example", later).is_none());
+        // It did not answer again: another moment. A clock that is set changes everything for
+        // the images that were not asked for, too.
+        misses.learn("r.example", Some(&error.of_clock()), later);
+        let told = away(&misses, "r.example", later).expect("three times");
+        assert!(told.is_of_clock());
+        let other = Error::new(Kind::NotFound, "no such tag");
+        misses.learn("r.example", Some(&other), later);
+        assert!(away(&misses, "r.example", later).is_none());
     }
 }

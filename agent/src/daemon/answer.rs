@@ -10,7 +10,7 @@ use hyper::{
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue},
 };
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Handle, stream};
 use crate::{
@@ -25,6 +25,8 @@ pub(super) type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 
 /// Listeners of events at a time, so that they leave connections to others.
 const MOST_LISTENERS: usize = 16;
+/// Those at a time who wait for the loop, which may take hours, likewise.
+const MOST_WAITING: usize = 8;
 
 const JSON: &str = "application/json";
 
@@ -96,6 +98,7 @@ pub(super) struct Server {
     handle: Handle,
     surface: Surface,
     listeners: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
 }
 
 impl Server {
@@ -104,6 +107,7 @@ impl Server {
             handle,
             surface,
             listeners: Arc::new(Semaphore::new(MOST_LISTENERS)),
+            waiting: Arc::new(Semaphore::new(MOST_WAITING)),
         }
     }
 
@@ -146,10 +150,11 @@ impl Server {
                 self.handle.metrics_text(),
             )),
             Route::Health => Ok(document(StatusCode::OK, &serde_json::json!({ "ok": true }))),
-            Route::Ready => self
-                .handle
-                .ready()
-                .map(|()| document(StatusCode::OK, &serde_json::json!({ "ready": true }))),
+            // Whatever the kind: who asks looks at the status, and the daemon is there.
+            Route::Ready => Ok(match self.handle.ready() {
+                Ok(()) => document(StatusCode::OK, &serde_json::json!({ "ready": true })),
+                Err(error) => refusal(StatusCode::SERVICE_UNAVAILABLE, &error),
+            }),
             Route::Sync => self.sync(query).await,
             Route::Reload => self.reload().await.and_then(|()| self.status(None)),
         };
@@ -168,23 +173,17 @@ impl Server {
         if method == Method::HEAD {
             return Ok(answer);
         }
-        let place = Arc::clone(&self.listeners)
-            .try_acquire_owned()
-            .map_err(|_| {
-                Error::new(
-                    Kind::AgentUnavailable,
-                    format_args!("{MOST_LISTENERS} listen to events already"),
-                )
-                .hint("ask again when one of them has ended")
-            })?;
+        let place = place(&self.listeners, MOST_LISTENERS, "listen to events")?;
         *answer.body_mut() = stream::body(&self.handle.board, place);
         Ok(answer)
     }
 
     async fn reload(&self) -> Result<()> {
+        let _place = place(&self.waiting, MOST_WAITING, "wait for the daemon")?;
         self.handle.reload()?.await.map_err(|_| {
             Error::new(Kind::AgentUnavailable, "the configuration was not read")
                 .because("the daemon stops")
+                .hint("ask again when it runs: `systemctl status edgepull`")
         })
     }
 
@@ -195,6 +194,11 @@ impl Server {
             self.reload().await?;
         }
         self.handle.document(query.reference.as_deref())?;
+        let _place = if query.wait {
+            Some(place(&self.waiting, MOST_WAITING, "wait for the daemon")?)
+        } else {
+            None
+        };
         let done = self.handle.sync(query.reference.clone())?;
         if !query.wait {
             let asked = serde_json::json!({ "asked": { "reference": query.reference } });
@@ -207,6 +211,14 @@ impl Server {
         })?;
         self.status(query.reference.as_deref())
     }
+}
+
+/// One of `most` places, so that connections are left to others.
+fn place(places: &Arc<Semaphore>, most: usize, do_that: &str) -> Result<OwnedSemaphorePermit> {
+    Arc::clone(places).try_acquire_owned().map_err(|_| {
+        let message = format_args!("{most} {do_that} already");
+        Error::new(Kind::AgentUnavailable, message).hint("ask again when one of them has ended")
+    })
 }
 
 /// What stands after the `?`.

@@ -26,6 +26,9 @@ use crate::{
 
 /// A local daemon that lives answers well before.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What the loop has to answer is answered between two of its steps, and a look at an engine
+/// that hangs takes a minute.
+const TURN: Duration = Duration::from_secs(120);
 /// Bytes of one answer or event; a document of some thousand images has less.
 const LARGEST: usize = 16 << 20;
 
@@ -70,13 +73,13 @@ impl Client {
     pub async fn sync(&self, reference: Option<&str>, wait: bool) -> Result<Value> {
         let extra = if wait { "wait=1" } else { "" };
         let path = with_reference("/v1/sync", reference, extra);
-        let limit = (!wait).then_some(PATIENCE);
+        let limit = (!wait).then_some(TURN);
         self.ask(Method::POST, &path, limit).await
     }
 
     /// Has the configuration read now; the answer is the status document.
     pub async fn reload(&self) -> Result<Value> {
-        self.ask(Method::POST, "/v1/reload", Some(PATIENCE)).await
+        self.ask(Method::POST, "/v1/reload", Some(TURN)).await
     }
 
     /// Everything that changes, the whole document first.

@@ -18,7 +18,7 @@ use crate::{
 /// What was last read and holds.
 #[derive(Debug)]
 pub(super) struct Declared {
-    source: Directory,
+    source: Box<dyn Source>,
     pub(super) images: Vec<Desired>,
     /// Whether `images` is all that is declared.
     pub(super) complete: bool,
@@ -26,17 +26,24 @@ pub(super) struct Declared {
     pub(super) config: String,
     config_fault: Option<Error>,
     notes: Vec<String>,
+    /// The usual namespace of the engine that answered last. Before one has, another name may
+    /// stand in for it, and images are not known to be the ones that are remembered.
+    pub(super) namespace: Option<String>,
+    /// The last run ended without notice, and what is desired is yet to be doubted for it.
+    pub(super) doubtful: bool,
 }
 
 impl Declared {
     pub(super) fn new(places: &Places, config: String) -> Self {
         Self {
-            source: Directory::new(&places.images),
+            source: Box::new(Directory::new(&places.images)),
             images: Vec::new(),
             complete: false,
             config,
             config_fault: None,
             notes: Vec::new(),
+            namespace: None,
+            doubtful: false,
         }
     }
 }
@@ -58,6 +65,7 @@ impl Daemon {
                     // settings before.
                     self.generation = self.generation.wrapping_add(1);
                     self.engines.forget();
+                    self.declared.namespace = None;
                     self.observed.clear();
                     self.blind.clear();
                     self.foreign_pins.clear();
@@ -72,9 +80,18 @@ impl Daemon {
 
     /// Reads images.d, and takes up what it says.
     pub(super) fn read_declared(&mut self) {
-        let Ok(traits) = self.session.traits() else {
+        let Ok(mut traits) = self.session.traits() else {
             return;
         };
+        if let Some(attached) = self.engines.any() {
+            self.declared.namespace = Some(attached.profile.namespace.clone());
+        }
+        // Also while it is away, or while another one runs beside it.
+        let settled = self.declared.namespace.clone();
+        let is_settled = settled.is_some();
+        if let Some(namespace) = settled {
+            traits.namespace = namespace;
+        }
         let read = self.declared.source.read(&traits);
         self.declared.complete = read.complete;
         for note in read.notes {
@@ -87,9 +104,7 @@ impl Daemon {
         let mut faults: Vec<Error> = self.declared.config_fault.iter().cloned().collect();
         faults.extend(read.faults);
         for fault in &faults {
-            let told = known
-                .iter()
-                .any(|old| old.message() == fault.message() && old.causes() == fault.causes());
+            let told = known.iter().any(|old| old.says_the_same(fault));
             if !told {
                 journal::report(fault, None);
             }
@@ -99,7 +114,10 @@ impl Daemon {
         let keys: Vec<Key> = self.declared.images.iter().map(Desired::key).collect();
         self.handle.board.desired(&keys, Timestamp::now());
         let desired: BTreeSet<Key> = keys.into_iter().collect();
-        if self.declared.complete {
+        if is_settled && std::mem::take(&mut self.declared.doubtful) {
+            self.memory.unclean(desired.iter().cloned());
+        }
+        if is_settled && self.declared.complete {
             self.memory.forget(&desired, Timestamp::now());
         }
         self.observed.retain(|key, _| desired.contains(key));

@@ -1,9 +1,12 @@
 //! What those who ask the daemon share with its loop.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     error::{Error, Result},
@@ -35,6 +38,8 @@ pub struct Handle {
     pub metrics: Metrics,
     /// The document of `edgepull detect`.
     host: Arc<Mutex<Bytes>>,
+    /// Where scrapers ask.
+    listen: watch::Sender<Option<SocketAddr>>,
     asks: mpsc::Sender<Ask>,
 }
 
@@ -46,6 +51,7 @@ impl Handle {
             board,
             metrics,
             host: Arc::new(Mutex::new(host.into())),
+            listen: watch::Sender::new(None),
             asks,
         };
         (handle, taken)
@@ -54,6 +60,19 @@ impl Handle {
     /// The document of `edgepull detect` has changed, because the engine has.
     pub fn set_host(&self, host: String) {
         *self.host.lock().unwrap_or_else(PoisonError::into_inner) = host.into();
+    }
+
+    /// Scrapers are to be answered there from now on, or nowhere.
+    pub(super) fn listen_at(&self, address: Option<SocketAddr>) {
+        self.listen.send_if_modified(|listen| {
+            let other = *listen != address;
+            *listen = address;
+            other
+        });
+    }
+
+    pub(super) fn listens_at(&self) -> watch::Receiver<Option<SocketAddr>> {
+        self.listen.subscribe()
     }
 
     pub(super) fn host(&self) -> Bytes {
@@ -105,16 +124,19 @@ impl Handle {
             return Err(Error::new(
                 Kind::AgentUnavailable,
                 "the first pass over the desired images is not done yet",
-            ));
+            )
+            .hint("`edgepull wait` waits for them; `edgepull status` shows how far it is"));
         }
         match daemon.engine {
             Some(engine) if engine.reachable => Ok(()),
             Some(engine) => Err(daemon.engine_error.unwrap_or_else(|| {
                 let message = format!("containerd does not answer at `{}`", engine.address);
                 Error::new(Kind::ContainerdUnavailable, message)
+                    .hint("`systemctl status containerd` shows it")
             })),
             None => Err(daemon.engine_error.unwrap_or_else(|| {
                 Error::new(Kind::ContainerdUnavailable, "no containerd was found")
+                    .hint("`[containerd] address` in config.toml names its socket")
             })),
         }
     }

@@ -74,6 +74,20 @@ impl Notice {
 /// Reports a failure, of one image or of the daemon itself: whole, with the next step. What
 /// may pass by itself is a warning; the rest needs somebody.
 pub fn report(error: &Error, key: Option<&Key>) {
+    report_during(error, key, During::default());
+}
+
+/// What was being done when it failed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct During<'a> {
+    pub phase: Option<&'a str>,
+    /// What the reference was found to mean.
+    pub digest: Option<&'a str>,
+}
+
+/// The same of work on an image.
+pub fn report_during(error: &Error, key: Option<&Key>, during: During<'_>) {
+    let During { phase, digest } = during;
     let mut text = error.message().to_owned();
     for cause in error.causes() {
         let _ = write!(text, ": {cause}");
@@ -98,7 +112,9 @@ pub fn report(error: &Error, key: Option<&Key>) {
             }),
             true,
         ) => {
-            tracing::warn!(kind, reference, platform, namespace, "{text}");
+            tracing::warn!(
+                kind, reference, platform, namespace, phase, digest, "{text}"
+            );
         }
         (
             Some(Key {
@@ -108,7 +124,9 @@ pub fn report(error: &Error, key: Option<&Key>) {
             }),
             false,
         ) => {
-            tracing::error!(kind, reference, platform, namespace, "{text}");
+            tracing::error!(
+                kind, reference, platform, namespace, phase, digest, "{text}"
+            );
         }
         (None, true) => tracing::warn!(kind, "{text}"),
         (None, false) => tracing::error!(kind, "{text}"),
@@ -166,7 +184,7 @@ impl Journal {
             .flatten()
     }
 
-    fn at(path: &Path) -> io::Result<Self> {
+    pub(super) fn at(path: &Path) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
         Ok(Self {
@@ -264,7 +282,7 @@ impl Record {
             // people know to look for is in the message already.
             if !matches!(
                 *name,
-                "kind" | "notice" | "reference" | "platform" | "namespace" | "digest"
+                "kind" | "notice" | "reference" | "platform" | "namespace" | "phase" | "digest"
             ) {
                 let _ = write!(record.message, " {name}={value}");
             }

@@ -43,8 +43,8 @@ impl Daemon {
             }
         }
         // What is to be pruned may be in one that nothing is declared for any more.
-        for key in self.memory.undesired().filter(|_| prunes) {
-            let name = Some(key.namespace.clone());
+        for record in self.memory.undesired().filter(|_| prunes) {
+            let name = Some(record.namespace.clone());
             if !namespaces.contains(&name) {
                 namespaces.push(name);
             }
@@ -62,9 +62,7 @@ impl Daemon {
         }
         let error = self.engines.error();
         if let Some(error) = error
-            && was.is_none_or(|was| {
-                was.message() != error.message() || was.causes() != error.causes()
-            })
+            && was.is_none_or(|was| !was.says_the_same(error))
         {
             journal::report(error, None);
         }
@@ -73,8 +71,8 @@ impl Daemon {
 
     fn tell_engine(&self) {
         let error = self.engines.error().cloned();
-        let engine = match (self.engines.any(), self.session.profile()) {
-            (Some(attached), _) => Engine {
+        let engine = match self.engines.any() {
+            Some(attached) => Engine {
                 name: attached.profile.name.to_owned(),
                 address: attached.profile.address.display().to_string(),
                 namespace: attached.profile.namespace.clone(),
@@ -82,13 +80,15 @@ impl Daemon {
                 version: Some(attached.engine.version().to_owned()),
                 reachable: error.is_none(),
             },
-            (None, Ok(profile)) => Engine {
-                name: profile.name.to_owned(),
-                address: profile.address.display().to_string(),
-                namespace: profile.namespace,
-                ..Engine::default()
-            },
-            (None, Err(_)) => Engine::default(),
+            None => self.session.profile().map_or_else(
+                |_| Engine::default(),
+                |profile| Engine {
+                    name: profile.name.to_owned(),
+                    address: profile.address.display().to_string(),
+                    namespace: profile.namespace,
+                    ..Engine::default()
+                },
+            ),
         };
         self.handle.board.engine(engine, error);
     }
@@ -117,6 +117,7 @@ impl Daemon {
         let mut listings: HashMap<String, Listing> = HashMap::new();
         while let Some(key) = self.stale.first().cloned() {
             // Thousands of images take a while to look at; whoever asks meanwhile is heard.
+            self.pulse.beat();
             self.drain();
             if self.stopping || !self.engines.is_reachable() {
                 return false;
@@ -269,11 +270,8 @@ impl Daemon {
                         .get(&key.namespace)
                         .map(|attached| attached.snapshotter.clone()),
                 };
-                board.ready(&key, ready, remembered.next_try, now);
-                let error = remembered.error.as_ref();
-                if let Some(error) = error.and_then(Error::from_json) {
-                    board.refresh_failed(&key, &error, remembered.next_try, now);
-                }
+                let error = remembered.error.clone();
+                board.here(&key, ready, error, remembered.next_try, now);
             }
             (_, error) => {
                 if shown.is_some_and(|shown| shown.state == State::Ready) {

@@ -9,17 +9,18 @@ mod engines;
 mod handle;
 mod host_document;
 pub mod journal;
+mod lock;
 mod look;
 pub mod notify;
 mod patience;
 mod pruning;
+mod pulse;
 mod refusals;
 mod run;
 mod saving;
 mod session;
 pub mod socket;
 mod start;
-mod state_lock;
 mod stream;
 pub mod watch;
 pub mod worker;
@@ -27,6 +28,7 @@ pub mod worker;
 pub use self::{
     handle::{Ask, Handle},
     host_document::{EngineRow, HostDocument},
+    lock::Lock,
     refusals::count_refusals,
     run::Places,
     start::{once, run},

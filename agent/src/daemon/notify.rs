@@ -48,7 +48,7 @@ impl Notifier {
         }
     }
 
-    fn new(
+    pub(super) fn new(
         socket: Option<&OsStr>,
         watchdog: Option<OsString>,
         watched: Option<OsString>,
@@ -103,11 +103,6 @@ impl Notifier {
     /// The daemon ends, as it was told to.
     pub fn stopping(&self) {
         self.send("STOPPING=1");
-    }
-
-    /// Starting or stopping takes up to this long from now.
-    pub fn extend(&self, by: Duration) {
-        self.send(&format!("EXTEND_TIMEOUT_USEC={}", by.as_micros()));
     }
 
     /// systemd's queue may be full for a moment: the next word comes soon, and waiting
@@ -172,8 +167,6 @@ mod tests {
             );
             notifier.stopping();
             assert_eq!(heard(&socket), "STOPPING=1");
-            notifier.extend(Duration::from_secs(2));
-            assert_eq!(heard(&socket), "EXTEND_TIMEOUT_USEC=2000000");
         }
     }
 

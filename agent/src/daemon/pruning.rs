@@ -1,32 +1,25 @@
 //! `[schedule] prune`: what was declared once, and has not been for long enough, goes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{journal, run::Daemon};
 use crate::{
-    desired::Key,
     error::Result,
     keep::{self, Action, PruneOptions},
+    reconcile::Record,
 };
-
-/// What stands for the platform of a record, which has none.
-const ANY: &str = "any";
 
 impl Daemon {
     /// Removes what it is time for, if anything is to be removed at all. Only while
     /// everything that is declared could be read: the rest is not undeclared, but unknown.
     pub(super) async fn prune(&mut self) {
         let Some(after) = self.session.config().prune_after() else {
-            self.memory.keep_undesired(|_| false);
+            self.memory.forget_undesired();
             return;
         };
-        // Records have no platform, and those of this pass say since when.
-        self.memory.keep_undesired(|key| key.platform == ANY);
         if !self.declared.complete {
             return;
         }
@@ -48,32 +41,39 @@ impl Daemon {
             only: None,
         };
         let now = Timestamp::now();
-        let mut names: BTreeMap<Key, String> = BTreeMap::new();
+        let mut found: BTreeSet<Record> = BTreeSet::new();
         for row in keep::prune(&engine, &self.declared.images, look).await? {
             if row.action == Action::Kept {
                 continue;
             }
-            let key = Key {
-                reference: row.record.clone(),
-                platform: ANY.to_owned(),
+            let record = Record {
+                reference: row.record,
                 namespace: namespace.to_owned(),
             };
-            self.memory.undesired_since(&key, now);
-            names.insert(key, row.record);
+            self.memory.undesired_since(&record, now);
+            found.insert(record);
         }
-        // What is declared again begins anew when it is not any more.
-        for key in self.memory.removable(now, Duration::ZERO) {
-            if key.platform == ANY && key.namespace == namespace && !names.contains_key(&key) {
-                self.memory.removed(&key);
+        // What is declared again, or in use, begins anew when it is not any more.
+        for record in self.memory.removable(now, Duration::ZERO) {
+            if record.namespace == namespace && !found.contains(&record) {
+                self.memory.removed(&record);
             }
         }
         let due: BTreeSet<String> = self
             .memory
             .removable(now, after)
-            .iter()
-            .filter_map(|key| names.get(key).cloned())
+            .into_iter()
+            .filter(|record| found.contains(record))
+            .map(|record| record.reference)
             .collect();
         if due.is_empty() {
+            return Ok(());
+        }
+        // What was declared a moment ago, and nobody has told of yet, stays.
+        let before = self.declared.images.clone();
+        self.read_declared();
+        if !self.declared.complete || self.declared.images != before {
+            self.look_again = Some(Instant::now());
             return Ok(());
         }
         let act = PruneOptions {
@@ -81,19 +81,19 @@ impl Daemon {
             only: Some(&due),
         };
         for row in keep::prune(&engine, &self.declared.images, act).await? {
+            // What could not be removed is tried again in the next pass.
             if let Some(error) = &row.error {
                 journal::report(error, None);
+                continue;
             }
             if row.action != Action::Kept {
                 let record = crate::redact::printable(&row.record, 400);
                 let reason = crate::redact::printable(&row.reason, 400);
                 tracing::info!(record, "pruned: {reason}");
             }
-            names.retain(|key, name| {
-                if *name == row.record {
-                    self.memory.removed(key);
-                }
-                *name != row.record
+            self.memory.removed(&Record {
+                reference: row.record,
+                namespace: namespace.to_owned(),
             });
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tokio::net::UnixDatagram;
 
-use super::socket::{Lock, put_in_place};
+use super::socket::put_in_place;
 use crate::{
     error::{Error, Result},
     metrics::Metrics,
@@ -13,9 +13,9 @@ use crate::{
 /// Longer than any reason; the rest of a datagram is cut off.
 const LONGEST: usize = 64;
 
-/// Listens at `path` and counts, until dropped. Sending is for root alone.
+/// Listens at `path` and counts, until dropped. Sending is for root alone. The lock of the
+/// control socket beside it is the right to this one, too.
 pub async fn count_refusals(path: &Path, metrics: Metrics) -> Result<()> {
-    let _lock = Lock::take(path)?;
     let socket = put_in_place(path, 0o600, None, |at| UnixDatagram::bind(at))?;
     let mut reason = [0; LONGEST];
     loop {

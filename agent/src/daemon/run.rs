@@ -1,13 +1,13 @@
 //! The loop: look, plan, act on the first step, and again until nothing is left to do; then
 //! wait for the time, for somebody's wish or for a change.
 //!
-//! All of it is one task on one thread. What it waits for is bounded, so that whoever is
-//! asked whether the daemon lives (systemd's watchdog) hears no answer when it does not.
+//! All of it is one task on one thread. What it waits for is bounded, and whoever is asked
+//! whether the daemon lives (systemd's watchdog) hears no answer when it does not go round.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -24,10 +24,11 @@ use super::{
     dispute::{Disputes, Suspect},
     engines::Engines,
     handle::{Ask, Handle},
+    lock::Lock,
     look::Blind,
     notify::Notifier,
+    pulse::{Pulse, limited},
     saving::Saving,
-    state_lock::StateLock,
     worker::Worker,
 };
 use crate::{
@@ -35,6 +36,7 @@ use crate::{
     desired::{Desired, Key},
     error::Result,
     metrics,
+    oci::Digest,
     reconcile::{Memory, Observed, StateFile, Step, plan},
     schedule::Settings,
     session::Session,
@@ -59,6 +61,8 @@ pub struct Places {
     pub runtime: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// Below it the kernel tells of this host: `/`.
+    pub root: PathBuf,
 }
 
 /// What the loop is told from outside.
@@ -83,7 +87,7 @@ pub(super) struct Daemon {
     pub(super) generation: u32,
     pub(super) memory: Memory,
     pub(super) saving: Saving,
-    _lock: StateLock,
+    _lock: Lock,
     pub(super) engines: Engines,
     pub(super) observed: BTreeMap<Key, Observed>,
     /// What has to be looked at again.
@@ -101,6 +105,8 @@ pub(super) struct Daemon {
     /// Images that somebody else pinned, which is nothing to take away.
     pub(super) foreign_pins: BTreeSet<Key>,
     pub(super) misses: Misses,
+    /// What the reference that is worked on was found to mean.
+    pub(super) resolved: Option<Digest>,
     /// The step that was taken last, and went well.
     pub(super) taken: Option<(Key, Step)>,
     pub(super) suspect: Suspect,
@@ -110,6 +116,7 @@ pub(super) struct Daemon {
     pub(super) handle: Handle,
     pub(super) worker: Option<Worker>,
     pub(super) notifier: Arc<Notifier>,
+    pub(super) pulse: Pulse,
     pub(super) news: mpsc::Receiver<News>,
     pub(super) stopping: bool,
 }
@@ -125,10 +132,10 @@ impl Daemon {
         notifier: Arc<Notifier>,
         news: mpsc::Receiver<News>,
     ) -> Result<Self> {
-        let lock = StateLock::take(&places.state)?;
+        let lock = Lock::of_state(&places.state)?;
         let mut state = StateFile::new(&places.state);
         let (mut memory, damaged) = state.load();
-        memory.begin(&clock::boot(Path::new("/")));
+        memory.begin(&clock::boot(&places.root));
         if let Some(error) = damaged {
             super::journal::report(&error, None);
         }
@@ -153,6 +160,7 @@ impl Daemon {
             waiters: Vec::new(),
             foreign_pins: BTreeSet::new(),
             misses: Misses::default(),
+            resolved: None,
             taken: None,
             suspect: Suspect::default(),
             disputes: Disputes::default(),
@@ -160,14 +168,16 @@ impl Daemon {
             handle,
             worker: None,
             notifier,
+            pulse: Pulse::new(),
             news,
             stopping: false,
         };
-        daemon.read_declared();
         if !daemon.memory.is_clean() {
-            let keys: Vec<Key> = daemon.declared.images.iter().map(Desired::key).collect();
-            daemon.memory.unclean(keys);
+            // What is remembered now, what is desired when it is known by what name.
+            daemon.memory.unclean([]);
+            daemon.declared.doubtful = true;
         }
+        daemon.read_declared();
         // From here on a stop without notice is one. Where that cannot be written (a full
         // disk), images are looked after nevertheless.
         daemon.memory.set_clean(false);
@@ -199,6 +209,7 @@ impl Daemon {
     /// Everything that is to be done now.
     pub(super) async fn pass(&mut self) -> Option<Timestamp> {
         loop {
+            self.pulse.beat();
             self.drain();
             if self.stopping {
                 return None;
@@ -248,7 +259,17 @@ impl Daemon {
             let now = Timestamp::now();
             self.handle.board.pass_done(now);
             self.handle.metrics.reconciled(now);
-            self.prune().await;
+            let pruned = limited(
+                "prune",
+                Box::pin(async {
+                    self.prune().await;
+                    Ok(())
+                }),
+            );
+            if let Err(error) = pruned.await {
+                super::journal::report(&error, None);
+            }
+            self.pulse.beat();
         } else {
             // Whoever waits would wait for as long as the engine is away.
             self.asked.clear();
@@ -262,6 +283,7 @@ impl Daemon {
 
     /// Waits for the time, a change of the engine or news.
     async fn idle(&mut self, wake: Option<Timestamp>) {
+        self.pulse.rest();
         let end = Instant::now() + self.nap(wake);
         loop {
             tokio::select! {
@@ -276,6 +298,7 @@ impl Daemon {
                 () = sleep_until(end) => break,
             }
         }
+        self.pulse.beat();
         if self.stopping {
             return;
         }
@@ -291,8 +314,15 @@ impl Daemon {
                 break;
             }
         }
-        let now = Instant::now();
+        self.look_again_after_a_while(Instant::now());
+    }
+
+    /// Not every change is told.
+    fn look_again_after_a_while(&mut self, now: Instant) {
         if now >= self.polled + POLL || self.look_again.is_some_and(|at| at <= now) {
+            // Nor is every change of the configuration told: where nothing can be watched,
+            // or of what a link leads to.
+            self.reread();
             self.engines.reconsider();
             self.stale_all();
             self.polled = now;
@@ -330,23 +360,30 @@ impl Daemon {
         }
     }
 
+    /// Reads what is configured, and lets it count.
+    fn reread(&mut self) {
+        self.reload();
+        let listen = self.session.config().metrics_listen;
+        self.handle.listen_at(listen);
+    }
+
     /// Takes up what was told from outside.
     pub(super) fn heed(&mut self, news: Option<News>) {
         match news {
             None | Some(News::Stop) => self.stopping = true,
-            Some(News::Changed) => self.reload(),
+            Some(News::Changed) => self.reread(),
             Some(News::Reload) => {
                 self.notifier.reloading();
-                self.reload();
+                self.reread();
                 self.notifier.ready();
             }
             Some(News::Ask(Ask::Reload { done })) => {
-                self.reload();
+                self.reread();
                 let _ = done.send(());
             }
             Some(News::Ask(Ask::Sync { reference, done })) => {
                 // What was declared a moment ago is meant as well.
-                self.reload();
+                self.reread();
                 let keys: BTreeSet<Key> = self
                     .declared
                     .images
@@ -362,7 +399,11 @@ impl Daemon {
                 self.engines.reconsider();
                 self.asked.extend(keys.iter().cloned());
                 self.stale.extend(keys.iter().cloned());
-                self.waiters.push((keys, done));
+                // Whoever has gone waits for nothing.
+                self.waiters.retain(|(_, done)| !done.is_closed());
+                if !done.is_closed() {
+                    self.waiters.push((keys, done));
+                }
             }
         }
     }

@@ -2,10 +2,10 @@
 //! connect, how many, and how long each may take.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, Permissions},
     io,
     net::SocketAddr,
-    os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -13,10 +13,6 @@ use std::{
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -27,6 +23,7 @@ use tokio::{
 use super::{
     Handle,
     answer::{Server, Surface},
+    lock::Lock,
     patience::Patience,
 };
 use crate::{
@@ -46,6 +43,8 @@ const LARGEST_HEAD: usize = 16 * 1024;
 const MOST_HEADERS: usize = 64;
 /// A reader takes something of its answer at least this often.
 const READER_TIME: Duration = Duration::from_secs(60);
+/// An address that is not free, or not there yet, is tried again after this.
+const REBIND: Duration = Duration::from_secs(10);
 /// After a failure to accept (no file descriptors), before the next try.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -61,7 +60,13 @@ impl Control {
     /// Binds the control socket. What a daemon left that has ended is replaced; while it
     /// lives, this fails. Must be called within the runtime.
     pub fn bind(path: &Path) -> Result<Self> {
-        let lock = Lock::take(path)?;
+        let lock = Lock::take(&beside(path, "lock"), || {
+            Error::new(
+                Kind::Config,
+                format_args!("another edgepull daemon has `{}`", path.display()),
+            )
+            .hint("`systemctl status edgepull` shows it; one daemon a host is enough")
+        })?;
         let group = group();
         let listener = put_in_place(path, 0o660, group, |at| UnixListener::bind(at))?;
         Ok(Self {
@@ -105,10 +110,6 @@ impl Scrapes {
         })
     }
 
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.0.local_addr().ok()
-    }
-
     /// Answers `/metrics`, `/healthz` and `/readyz`, and nothing else, until dropped.
     pub async fn serve(self, handle: Handle) {
         let server = Server::new(handle, Surface::Scrapes);
@@ -116,6 +117,45 @@ impl Scrapes {
             Ok(Box::new(self.0.accept().await?.0) as Stream)
         })
         .await;
+    }
+}
+
+/// Answers scrapers where the configuration says, and elsewhere when it says so. An address
+/// that cannot be had is tried again: somebody's figures hold up nobody's images.
+pub(super) async fn serve_scrapes(handle: Handle) {
+    serve_told(handle, REBIND).await;
+}
+
+async fn serve_told(handle: Handle, pause: Duration) {
+    let mut told = handle.listens_at();
+    loop {
+        let address = *told.borrow_and_update();
+        let serving = async {
+            match address {
+                Some(address) => serve_at(address, &handle, pause).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = serving => {}
+            Ok(()) = told.changed() => {}
+        }
+    }
+}
+
+async fn serve_at(address: SocketAddr, handle: &Handle, pause: Duration) {
+    let mut complained = false;
+    loop {
+        match Scrapes::bind(address).await {
+            Ok(scrapes) => return scrapes.serve(handle.clone()).await,
+            Err(error) => {
+                if !complained {
+                    super::journal::report(&error, None);
+                    complained = true;
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }
     }
 }
 
@@ -179,40 +219,6 @@ async fn answer(stream: Stream, server: Server, head_time: Duration) {
         .await;
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
-    }
-}
-
-/// The right to a socket: a lock on a file beside it, which the kernel lets go of when the
-/// process ends, however it ends.
-#[derive(Debug)]
-pub(super) struct Lock {
-    _file: Flock<File>,
-}
-
-impl Lock {
-    pub(super) fn take(socket: &Path) -> Result<Self> {
-        let path = beside(socket, "lock");
-        let failed = |error: io::Error| {
-            Error::io("lock", &path, &error)
-                .hint("the daemon runs as root; is another directory meant?")
-        };
-        // Opened for writing by root alone: nobody else can hold the lock.
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Self { _file: file }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(Error::new(
-                Kind::Config,
-                format_args!("another edgepull daemon has `{}`", socket.display()),
-            )
-            .hint("`systemctl status edgepull` shows it; one daemon a host is enough")),
-            Err((_, errno)) => Err(failed(errno.into())),
-        }
     }
 }
 

@@ -6,16 +6,17 @@ use jiff::Timestamp;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use super::{
     declared::Declared,
     handle::{Ask, Handle},
     notify::Notifier,
+    pulse::heartbeat,
     refusals::count_refusals,
     run::{Daemon, News, Places},
-    socket::{Control, Scrapes},
+    socket::{Control, serve_scrapes},
     watch::Watch,
 };
 use crate::{
@@ -42,16 +43,10 @@ fn handle(session: &Session) -> Result<(Handle, mpsc::Receiver<Ask>)> {
 pub async fn run(session: Session, places: Places, config_text: String) -> Result<()> {
     runtime_directory(&places.runtime)?;
     let control = Control::bind(&places.socket)?;
-    // Images do not wait for somebody's metrics.
-    let scrapes = match session.config().metrics_listen {
-        Some(address) => Scrapes::bind(address)
-            .await
-            .inspect_err(|error| super::journal::report(error, None))
-            .ok(),
-        None => None,
-    };
     let (handle, mut asks) = handle(&session)?;
-    let (tell, news) = mpsc::channel(64);
+    handle.listen_at(session.config().metrics_listen);
+    // What waits, waits where it is counted.
+    let (tell, news) = mpsc::channel(1);
     let mut watch = Watch::new(
         &[&places.images],
         &[places
@@ -67,6 +62,7 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
     let mut daemon = Daemon::build(session, places, declared, handle.clone(), notifier, news)?;
     // Its sockets answer, its configuration is read. What it waits for then, its status says.
     daemon.notifier.ready();
+    let pulse = daemon.pulse.clone();
 
     let tell_asks = tell.clone();
     let ask = async move {
@@ -93,12 +89,6 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
         }
         std::future::pending::<()>().await;
     };
-    let serve_scrapes = async {
-        match scrapes {
-            Some(scrapes) => scrapes.serve(handle.clone()).await,
-            None => std::future::pending().await,
-        }
-    };
     let stopped = async {
         signals.until_stopped(&tell).await;
         beat.stopping();
@@ -114,11 +104,11 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
         // What is left in the middle, the next start takes up.
         () = stopped => {}
         () = control.serve(handle.clone()) => {}
-        () = serve_scrapes => {}
+        () = serve_scrapes(handle.clone()) => {}
         () = ask => {}
         () = changes => {}
         () = refused => {}
-        () = heartbeat(&beat) => {}
+        () = heartbeat(&beat, &pulse) => {}
     }
     daemon.close()
 }
@@ -152,17 +142,6 @@ pub async fn once(session: Session, places: Places, config_text: String) -> Resu
     match daemon.engines.error() {
         Some(error) => Err(error.clone()),
         None => closed.map(|()| handle),
-    }
-}
-
-/// Tells the service manager that this task still gets to run.
-async fn heartbeat(notifier: &Notifier) {
-    let Some(interval) = notifier.watchdog_interval() else {
-        return std::future::pending().await;
-    };
-    loop {
-        notifier.alive();
-        sleep(interval).await;
     }
 }
 

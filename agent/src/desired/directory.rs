@@ -102,6 +102,7 @@ impl Directory {
     /// What of it this host should have.
     fn settle(&self, host: &Traits, read: &mut Read) {
         let mut places: BTreeMap<Key, usize> = BTreeMap::new();
+        let mut records: BTreeMap<(String, String), usize> = BTreeMap::new();
         for (name, images) in &self.good {
             for declared in images.iter().filter(|image| image.only.takes(host)) {
                 let origin = Origin {
@@ -110,7 +111,7 @@ impl Directory {
                 };
                 let refresh = refresh(declared, host, &origin, &mut read.notes);
                 for platform in &declared.platforms {
-                    let desired = Desired {
+                    let mut desired = Desired {
                         reference: declared.reference.clone(),
                         platform: platform.clone(),
                         namespace: declared
@@ -145,6 +146,14 @@ impl Directory {
                         );
                         return;
                     }
+                    let record = (key.reference.clone(), key.namespace.clone());
+                    let first = *records.entry(record).or_insert(read.images.len());
+                    if let Some(first) = read.images.get(first)
+                        && let Some(note) = yield_to(first, &mut desired)
+                        && !read.notes.contains(&note)
+                    {
+                        read.notes.push(note);
+                    }
                     places.insert(key, read.images.len());
                     read.images.push(desired);
                 }
@@ -163,6 +172,23 @@ impl Source for Directory {
         self.settle(host, &mut read);
         read
     }
+}
+
+/// All platforms of a reference have one image record, which is pinned or is not: what the
+/// first of them declares of it holds. The note says so where that is not what `later` says.
+fn yield_to(first: &Desired, later: &mut Desired) -> Option<String> {
+    let said = |image: &Desired| (image.pin, image.keep_previous);
+    if said(first) == said(later) {
+        return None;
+    }
+    (later.pin, later.keep_previous) = said(first);
+    Some(printable(
+        &format!(
+            "pin and keep_previous of {} in {} do not count: its platforms have one image record, and {} says them for all",
+            later.reference, later.origin, first.origin
+        ),
+        4 * SHOWN,
+    ))
 }
 
 /// What a digest names never changes, so there is nothing to compare.

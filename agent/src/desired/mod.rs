@@ -7,6 +7,8 @@ mod only;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 pub use self::directory::Directory;
 use crate::{error::Error, oci::Reference, schedule::Refresh};
 
@@ -33,7 +35,7 @@ pub struct Origin {
 }
 
 /// What makes two declarations the same image.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Key {
     /// The name of the image record ([`Reference::record_name`]).
     pub reference: String,
@@ -58,7 +60,7 @@ pub struct Traits {
 }
 
 /// Where desired images come from.
-pub trait Source {
+pub trait Source: fmt::Debug + Send {
     /// What this host should have now. What cannot be read is a fault, and what was last
     /// read of it still counts.
     fn read(&mut self, host: &Traits) -> Read;

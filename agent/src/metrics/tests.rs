@@ -31,9 +31,12 @@ fn full() -> Metrics {
         reused: 3,
         written: 40,
     };
-    metrics.pull_ended(Ok(Status::Pulled), Duration::from_millis(2500), bytes);
-    metrics.pull_ended(Ok(Status::Present), Duration::ZERO, Bytes::default());
-    metrics.pull_ended(Err(Kind::NoSpace), Duration::from_secs(9), bytes);
+    metrics.pull_ended(Ok(Status::Pulled), Duration::from_millis(2500));
+    metrics.pull_ended(Ok(Status::Present), Duration::ZERO);
+    metrics.pull_ended(Err(Kind::NoSpace), Duration::from_secs(9));
+    metrics.stored(bytes);
+    metrics.stored(bytes);
+    metrics.found_damaged();
     metrics.requests("r.example", "200", 3);
     metrics.requests("r.example", "200", 2);
     metrics.bytes("r.example", "registry", 77);
@@ -58,6 +61,8 @@ fn the_text_has_what_happened() {
         "edgepull_pulls_total{result=\"pulled\"} 1",
         "edgepull_pulls_total{result=\"present\"} 1",
         "edgepull_pulls_total{result=\"no_space\"} 1",
+        "edgepull_pulls_total{result=\"store_damaged\"} 1",
+        "edgepull_pulls_total{result=\"unavailable\"} 0",
         "edgepull_pull_duration_seconds_bucket{le=\"2\"} 0",
         "edgepull_pull_duration_seconds_bucket{le=\"5\"} 1",
         "edgepull_pull_duration_seconds_bucket{le=\"+Inf\"} 1",
@@ -151,6 +156,25 @@ fn every_family_is_there_before_anything_happened() {
     assert_eq!(empty, all);
 }
 
+/// An increase from nothing is none for Prometheus.
+#[test]
+fn what_alerts_count_is_there_as_nothing_before_it_happens() {
+    let text = metrics().render(&[]);
+    let is_there = |line: &str| assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+    for result in Kind::ALL
+        .map(Kind::name)
+        .iter()
+        .chain(&["pulled", "present"])
+    {
+        is_there(&format!("edgepull_pulls_total{{result=\"{result}\"}} 0"));
+    }
+    for reason in ["platform_missing", "not_runnable", "mislabelled"] {
+        is_there(&format!(
+            "edgepull_refused_starts_total{{reason=\"{reason}\"}} 0"
+        ));
+    }
+}
+
 #[test]
 fn label_values_are_escaped() {
     let text = metrics().render(&[sample("a\"b\\c\nd", true)]);
@@ -171,18 +195,27 @@ fn what_comes_from_outside_is_bounded() {
         metrics.requests(&format!("r{number}.example"), "200", 1);
         metrics.rate_limit_remaining(&format!("r{number}.example"), 1);
     }
+    for code in 300..400 {
+        metrics.requests("r0.example", &code.to_string(), 1);
+        metrics.requests("late.example", "200", 1);
+    }
     let text = metrics.render(&[]);
     let count = |prefix: &str| text.lines().filter(|line| line.starts_with(prefix)).count();
     assert_eq!(count("edgepull_refused_starts_total{"), MOST_REASONS);
-    assert_eq!(count("edgepull_registry_requests_total{"), MOST_VALUES + 1);
+    // One registry that makes statuses up takes no place of others.
+    assert_eq!(
+        count("edgepull_registry_requests_total{"),
+        MOST_VALUES + 1 + MOST_CODES
+    );
     assert_eq!(count("edgepull_ratelimit_remaining{"), MOST_VALUES);
-    assert!(
-        text.contains("edgepull_refused_starts_total{reason=\"other\"} 73"),
-        "{text}"
-    );
-    assert!(
-        text.contains("edgepull_registry_requests_total{registry=\"other\",code=\"other\"} 36")
-    );
+    for line in [
+        "edgepull_refused_starts_total{reason=\"other\"} 76",
+        "edgepull_registry_requests_total{registry=\"other\",code=\"200\"} 136",
+        "edgepull_registry_requests_total{registry=\"r0.example\",code=\"other\"} 69",
+        "edgepull_registry_requests_total{registry=\"r0.example\",code=\"330\"} 1",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+    }
 }
 
 #[test]

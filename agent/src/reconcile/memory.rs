@@ -14,7 +14,7 @@ use crate::{
     desired::Key,
     error::{Error, Result},
     kind::Kind,
-    schedule::Settings,
+    schedule::{Backoff, Settings},
 };
 
 /// The form of the document; a later major one is not understood.
@@ -23,21 +23,28 @@ const SCHEMA: &str = "edgepull.state/1";
 /// forgotten, and then stay on the disk.
 const MOST_UNDESIRED: usize = 4096;
 
-/// Failures that no step within the engine makes good.
-const REGISTRYS: [Kind; 5] = [
-    Kind::Unauthorized,
-    Kind::NotFound,
-    Kind::RateLimited,
-    Kind::Unavailable,
-    Kind::PlatformMissing,
-];
+/// An image record. It has no platform: what is removed is removed for all of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Record {
+    pub reference: String,
+    pub namespace: String,
+}
+
+impl Record {
+    fn of(key: &Key) -> Self {
+        Self {
+            reference: key.reference.clone(),
+            namespace: key.namespace.clone(),
+        }
+    }
+}
 
 /// What is remembered of every image.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Memory {
     images: BTreeMap<Key, Remembered>,
     /// Since when what was once desired is not.
-    undesired: BTreeMap<Key, Timestamp>,
+    undesired: BTreeMap<Record, Timestamp>,
     clean: bool,
     /// The boot of the host that [`Remembered::sound`] is about.
     boot: String,
@@ -54,10 +61,6 @@ impl Memory {
 
     pub fn get(&self, key: &Key) -> Option<&Remembered> {
         self.images.get(key)
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Remembered)> {
-        self.images.iter()
     }
 
     /// Whether the last run ended in order: then what was synced to the disk is whole.
@@ -104,18 +107,24 @@ impl Memory {
                 remembered.recheck = false;
                 remembered.sound = true;
             }
-            // Else a registry that is away would be asked again after the shortest wait
-            // whenever a pin had to be set.
-            Step::Pin(_) | Step::Trim if is_registrys(remembered) => return,
             Step::Pin(_) | Step::Trim => {}
         }
-        remembered.failures = 0;
-        remembered.next_try = None;
-        remembered.error = None;
+        // Else a registry that is away would be asked again after the shortest wait whenever
+        // a pin had to be set.
+        if matches!(step, Step::Pull(_)) || !remembered.of_fetching {
+            well(remembered);
+        }
     }
 
     /// A step failed; how long the image is now left alone is decided here.
-    pub fn failed(&mut self, key: &Key, now: Timestamp, error: &Error, settings: &Settings) {
+    pub fn failed(
+        &mut self,
+        key: &Key,
+        now: Timestamp,
+        step: Step,
+        error: &Error,
+        settings: &Settings,
+    ) {
         let remembered = self.images.entry(key.clone()).or_default();
         remembered.failures = remembered.failures.saturating_add(1);
         let wait = settings.backoff.wait(
@@ -125,8 +134,15 @@ impl Memory {
             &settings.jitter,
             &key.to_string(),
         );
-        remembered.next_try = Some(later(now, wait));
+        let until = later(now, wait);
+        // What a registry asked for holds, whatever else fails meanwhile.
+        let held = remembered.next_try.filter(|next| {
+            let is_local = !matches!(step, Step::Pull(_));
+            is_local && remembered.of_fetching && *next <= later(now, Backoff::MOST)
+        });
+        remembered.next_try = Some(held.map_or(until, |held| held.max(until)));
         remembered.error = serde_json::to_value(error).ok();
+        remembered.of_fetching = matches!(step, Step::Pull(_)) && is_of_fetching(error.kind());
     }
 
     /// What the plan holds up because of the clock is tried when it has been wrong for as
@@ -146,23 +162,17 @@ impl Memory {
     pub fn settle(&mut self, keys: &[Key]) {
         for key in keys {
             if let Some(remembered) = self.images.get_mut(key) {
-                remembered.failures = 0;
-                remembered.next_try = None;
-                remembered.error = None;
+                well(remembered);
             }
         }
-    }
-
-    /// An image is to be compared with its layers, because something about it is odd.
-    pub fn doubt(&mut self, key: &Key) {
-        self.images.entry(key.clone()).or_default().recheck = true;
     }
 
     /// Forgets what is not desired, and remembers since when. Only after a complete
     /// reading of what is; with a clock that cannot be right it waits, because what was
     /// dropped in 1970 would look as if it had been for long.
     pub fn forget(&mut self, desired: &BTreeSet<Key>, now: Timestamp) {
-        self.undesired.retain(|key, _| !desired.contains(key));
+        let records: BTreeSet<Record> = desired.iter().map(Record::of).collect();
+        self.undesired.retain(|record, _| !records.contains(record));
         if !clock::plausible(now) {
             return;
         }
@@ -174,30 +184,33 @@ impl Memory {
             .collect();
         for key in gone {
             self.images.remove(&key);
-            self.undesired_since(&key, now);
+            let record = Record::of(&key);
+            if !records.contains(&record) {
+                self.undesired_since(&record, now);
+            }
         }
     }
 
-    /// Since when an image is not desired; from now on, if nothing is known of it. Nothing
+    /// Since when a record is not desired; from now on, if nothing is known of it. Nothing
     /// with a clock that cannot be right.
-    pub fn undesired_since(&mut self, key: &Key, now: Timestamp) -> Option<Timestamp> {
+    pub fn undesired_since(&mut self, record: &Record, now: Timestamp) -> Option<Timestamp> {
         if !clock::plausible(now) {
             return None;
         }
-        if !self.undesired.contains_key(key) && self.undesired.len() >= MOST_UNDESIRED {
+        if !self.undesired.contains_key(record) && self.undesired.len() >= MOST_UNDESIRED {
             let oldest = self.undesired.iter().min_by_key(|(_, since)| **since);
-            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+            if let Some(oldest) = oldest.map(|(record, _)| record.clone()) {
                 self.undesired.remove(&oldest);
             }
         }
-        Some(*self.undesired.entry(key.clone()).or_insert(now))
+        Some(*self.undesired.entry(record.clone()).or_insert(now))
     }
 
     /// What has not been desired for so long (`[schedule] prune`).
-    pub fn removable(&self, now: Timestamp, after: Duration) -> Vec<Key> {
+    pub fn removable(&self, now: Timestamp, after: Duration) -> Vec<Record> {
         let is_over = |since: Timestamp| clock::plausible(now) && later(since, after) <= now;
         let gone = self.undesired.iter().filter(|(_, since)| is_over(**since));
-        gone.map(|(key, _)| key.clone()).collect()
+        gone.map(|(record, _)| record.clone()).collect()
     }
 
     /// When the next one can be removed.
@@ -207,19 +220,19 @@ impl Memory {
     }
 
     /// What is not desired any more.
-    pub fn undesired(&self) -> impl Iterator<Item = &Key> {
+    pub fn undesired(&self) -> impl Iterator<Item = &Record> {
         self.undesired.keys()
     }
 
     /// Forgets what nobody asks for: the document must not grow with every tag that was ever
     /// declared.
-    pub fn keep_undesired(&mut self, keep: impl Fn(&Key) -> bool) {
-        self.undesired.retain(|key, _| keep(key));
+    pub fn forget_undesired(&mut self) {
+        self.undesired.clear();
     }
 
     /// It was removed, or is not ours to remove.
-    pub fn removed(&mut self, key: &Key) {
-        self.undesired.remove(key);
+    pub fn removed(&mut self, record: &Record) {
+        self.undesired.remove(record);
     }
 
     #[cfg(test)]
@@ -229,12 +242,20 @@ impl Memory {
 
     /// The document.
     pub fn to_json(&self) -> Vec<u8> {
+        let images = self.images.iter().map(|(key, remembered)| Image {
+            key: key.clone(),
+            remembered: remembered.clone(),
+        });
+        let undesired = self.undesired.iter().map(|(record, since)| Undesired {
+            record: record.clone(),
+            since: *since,
+        });
         let stored = Stored {
             schema: SCHEMA.to_owned(),
             clean: self.clean,
             boot: self.boot.clone(),
-            images: self.images.iter().map(Image::of).collect(),
-            undesired: self.undesired.iter().map(Undesired::of).collect(),
+            images: images.collect(),
+            undesired: undesired.collect(),
         };
         serde_json::to_vec(&stored).expect("plain data with keys that are strings")
     }
@@ -253,38 +274,50 @@ impl Memory {
                 "its form is `{schema}`, and this version knows `{SCHEMA}`"
             )));
         }
-        let time = |text: String| text.parse().map_err(|error| refuse(&error));
-        let maybe = |text: Option<String>| text.map(time).transpose();
-        let mut memory = Self {
+        let images = stored.images.into_iter();
+        let undesired = stored.undesired.into_iter();
+        Ok(Self {
+            images: images.map(|image| (image.key, image.remembered)).collect(),
+            undesired: undesired.map(|gone| (gone.record, gone.since)).collect(),
             clean: stored.clean,
             boot: stored.boot,
-            ..Self::default()
-        };
-        for image in stored.images {
-            let remembered = Remembered {
-                last_check: maybe(image.last_check)?,
-                last_success: maybe(image.last_success)?,
-                failures: image.failures,
-                next_try: maybe(image.next_try)?,
-                error: image.error,
-                recheck: image.recheck,
-                sound: image.sound,
-            };
-            memory.images.insert(image.name.into(), remembered);
-        }
-        for gone in stored.undesired {
-            let since = time(gone.since)?;
-            memory.undesired.insert(gone.name.into(), since);
-        }
-        Ok(memory)
+        })
     }
 }
 
-/// Whether the last failure was the registry's.
-fn is_registrys(remembered: &Remembered) -> bool {
-    let error = remembered.error.as_ref();
-    let kind = error.and_then(|error| error.get("kind")?.as_str());
-    kind.is_some_and(|kind| REGISTRYS.iter().any(|known| known.name() == kind))
+/// Nothing that failed counts any more.
+fn well(remembered: &mut Remembered) {
+    remembered.failures = 0;
+    remembered.next_try = None;
+    remembered.error = None;
+    remembered.of_fetching = false;
+}
+
+/// Whether a failure of a pull is one that no step within the engine makes good, nor has to
+/// wait for.
+const fn is_of_fetching(kind: Kind) -> bool {
+    match kind {
+        Kind::PlatformMissing
+        | Kind::NotRunnable
+        | Kind::Mislabelled
+        | Kind::Unauthorized
+        | Kind::NotFound
+        | Kind::RateLimited
+        | Kind::Unavailable
+        | Kind::InvalidContent
+        | Kind::Unsupported => true,
+        // The engine, this host or its configuration may be at fault.
+        Kind::Internal
+        | Kind::Usage
+        | Kind::Config
+        | Kind::InvalidReference
+        | Kind::NoSpace
+        | Kind::StoreDamaged
+        | Kind::ContainerdUnavailable
+        | Kind::AgentUnavailable
+        | Kind::Timeout
+        | Kind::Cancelled => false,
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -301,78 +334,18 @@ struct Stored {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Name {
-    reference: String,
-    platform: String,
-    namespace: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
 struct Image {
     #[serde(flatten)]
-    name: Name,
-    last_check: Option<String>,
-    last_success: Option<String>,
-    #[serde(default)]
-    failures: u32,
-    next_try: Option<String>,
-    error: Option<serde_json::Value>,
-    #[serde(default)]
-    recheck: bool,
-    #[serde(default)]
-    sound: bool,
+    key: Key,
+    #[serde(flatten)]
+    remembered: Remembered,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Undesired {
     #[serde(flatten)]
-    name: Name,
-    since: String,
-}
-
-impl Name {
-    fn of(key: &Key) -> Self {
-        Self {
-            reference: key.reference.clone(),
-            platform: key.platform.clone(),
-            namespace: key.namespace.clone(),
-        }
-    }
-}
-
-impl From<Name> for Key {
-    fn from(name: Name) -> Self {
-        Self {
-            reference: name.reference,
-            platform: name.platform,
-            namespace: name.namespace,
-        }
-    }
-}
-
-impl Image {
-    fn of((key, remembered): (&Key, &Remembered)) -> Self {
-        let text = |at: Option<Timestamp>| at.map(|at| at.to_string());
-        Self {
-            name: Name::of(key),
-            last_check: text(remembered.last_check),
-            last_success: text(remembered.last_success),
-            failures: remembered.failures,
-            next_try: text(remembered.next_try),
-            error: remembered.error.clone(),
-            recheck: remembered.recheck,
-            sound: remembered.sound,
-        }
-    }
-}
-
-impl Undesired {
-    fn of((key, since): (&Key, &Timestamp)) -> Self {
-        Self {
-            name: Name::of(key),
-            since: since.to_string(),
-        }
-    }
+    record: Record,
+    since: Timestamp,
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@ mod plan;
 mod state_file;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 pub use self::{
-    memory::Memory,
+    memory::{Memory, Record},
     plan::{Plan, plan},
     state_file::StateFile,
 };
@@ -29,7 +30,8 @@ pub struct Observed {
 }
 
 /// What is remembered of one desired image; it survives restarts in the state file.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Remembered {
     /// The registry was asked and answered, or the image was pulled.
     pub last_check: Option<Timestamp>,
@@ -40,6 +42,9 @@ pub struct Remembered {
     pub next_try: Option<Timestamp>,
     /// The last failure as the JSON of the contract.
     pub error: Option<serde_json::Value>,
+    /// That was of a pull, and of what only a registry or a publisher can mend: what needs
+    /// neither does not wait, and does not make it good.
+    pub of_fetching: bool,
     /// Its files have to be compared with its layers, because the host or the daemon
     /// stopped without notice.
     pub recheck: bool,

@@ -24,9 +24,6 @@ pub struct Plan {
     pub steps: Vec<(Key, Step)>,
     /// When the plan would differ because of the time alone; later than now.
     pub wake: Option<Timestamp>,
-    /// Whether images may be fetched now: a window is open, and the clock can be right.
-    /// [`Step::Recheck`] compares at any time, and mends what it can without fetching.
-    pub may_fetch: bool,
     /// What is held up by a clock that cannot be right, for [`Memory::postpone`].
     pub postponed: Vec<Key>,
     /// What is as it should be and not due, though its last try failed: somebody else made
@@ -52,8 +49,10 @@ enum Rank {
 /// - What is in `asked` is pulled now: before its time, outside windows, in spite of
 ///   earlier failures, and with a clock that cannot be right. A person waits, and sees
 ///   what comes of it.
-/// - Nothing else is done for an image before its `next_try`.
-/// - What fetches waits for a window; comparing, pins and letting go do not.
+/// - Nothing else is done for an image before its `next_try`; only what needs no registry
+///   does not wait for one that failed.
+/// - What fetches waits for a window, and for this host's moment after it opens; comparing,
+///   pins and letting go do not.
 /// - With a clock that cannot be right, what fetches is postponed, by five minutes for
 ///   each try ([`Memory::postpone`]): a device whose clock is never set gets its images
 ///   from a registry that does not mind, and asks no other in vain too often.
@@ -127,6 +126,11 @@ impl Planner {
         } = image;
         let is_here = observed.target.is_some() && observed.complete;
         let from = self.from(remembered);
+        let local_from = if remembered.of_fetching {
+            self.now
+        } else {
+            from
+        };
         if image.asked {
             self.take(image, Rank::Asked, Step::Pull(Why::Asked));
         } else if !is_here {
@@ -137,13 +141,13 @@ impl Planner {
         // An image that is asked for may have to be mended, too; its time counts for that.
         let comes = is_here || image.asked || self.is_taken(image);
         if remembered.recheck && comes {
-            self.local(image, Rank::Recheck, Step::Recheck, from);
+            self.local(image, Rank::Recheck, Step::Recheck, local_from);
         }
         if is_here && observed.pinned != desired.pin {
-            self.local(image, Rank::Pin, Step::Pin(desired.pin), from);
+            self.local(image, Rank::Pin, Step::Pin(desired.pin), local_from);
         }
         if is_here && observed.previous.len() > desired.keep_previous {
-            self.local(image, Rank::Trim, Step::Trim, from);
+            self.local(image, Rank::Trim, Step::Trim, local_from);
         }
         let is_due = self.due(image, settings).is_some_and(|at| at <= self.now);
         let is_well = is_here
@@ -222,7 +226,6 @@ impl Planner {
 
     fn finish(mut self, now: &Zoned, settings: &Settings) -> Plan {
         self.ranked.sort_by_key(|step| (step.0, step.1, step.2));
-        let may_fetch = self.open && self.plausible;
         let fetch = self.fetch.map(|at| {
             let at = at.to_zoned(now.time_zone().clone());
             settings.windows.opens_at(&at).timestamp()
@@ -235,7 +238,6 @@ impl Planner {
         Plan {
             steps: steps.map(|(_, _, _, key, step)| (key, step)).collect(),
             wake: wake.filter(|wake| *wake > self.now),
-            may_fetch,
             postponed: self.postponed.into_iter().collect(),
             settled: self.settled,
         }

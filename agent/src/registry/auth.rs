@@ -464,7 +464,12 @@ impl Auth {
             None
         } else {
             self.credentials
-                .lookup(&subject.account, &subject.path, subject.is_mirror)
+                .lookup(
+                    &subject.account,
+                    &subject.path,
+                    subject.is_mirror,
+                    &self.notices,
+                )
                 .await
                 .map_err(|error| Refused {
                     error: error.registry(&subject.domain),

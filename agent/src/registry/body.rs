@@ -63,3 +63,39 @@ pub(super) async fn read_error(response: &mut Response) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::test_server::{Reply, TestServer},
+        *,
+    };
+
+    async fn answer(reply: Reply) -> Response {
+        let server = TestServer::start(move |_| reply.clone()).await;
+        // Whatever else runs in this process may have set the same one.
+        let _set = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().build();
+        let url = format!("http://{}/", server.authority());
+        let answer = client.expect("a client").get(url).send().await;
+        answer.expect("an answer")
+    }
+
+    #[tokio::test]
+    async fn a_body_that_keeps_trickling_ends_in_time() {
+        // Each byte comes soon after the last one, so that no limit of one read tells.
+        let drip = Duration::from_millis(20);
+        let mut slow = answer(Reply::new(200).body([b'x'; 10_000]).trickle(drip)).await;
+        let read = read(&mut slow, 1 << 20, Duration::from_millis(300)).await;
+        assert!(matches!(read, Err(BodyFault::Slow)));
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_up_to_its_limit() {
+        for (limit, fits) in [(999, false), (1000, true)] {
+            let mut whole = answer(Reply::new(200).body([b'x'; 1000])).await;
+            let read = read(&mut whole, limit, SMALL_BODY_TIME).await;
+            assert_eq!(read.is_ok_and(|bytes| bytes.len() == 1000), fits);
+        }
+    }
+}

@@ -27,6 +27,13 @@ const MAX_CLIENTS: usize = 32;
 const HURRIED_CONNECT: Duration = Duration::from_secs(5);
 const HURRIED_READ: Duration = Duration::from_secs(15);
 
+/// HTTP/2: all requests to a host share one connection, and so does the next try. Where its peer
+/// is gone without a word (a NAT that forgot it, another network), only a ping that nobody
+/// answers tells; asked for after so long without a byte, and in time for a stalled transfer's
+/// next try to find the connection gone.
+const PING_AFTER: Duration = Duration::from_secs(10);
+const PONG_WITHIN: Duration = Duration::from_secs(15);
+
 /// What makes two clients different.
 #[derive(PartialEq, Eq)]
 struct Key {
@@ -133,6 +140,8 @@ impl Clients {
             .connect_timeout(key.connect)
             .read_timeout(key.read)
             .pool_max_idle_per_host(MAX_IDLE)
+            .http2_keep_alive_interval(PING_AFTER)
+            .http2_keep_alive_timeout(PONG_WITHIN)
             .no_proxy();
         if let Some(via) = &key.via {
             let via = via.url().cloned();

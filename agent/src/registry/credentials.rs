@@ -12,6 +12,7 @@ use tokio::io::AsyncReadExt;
 use super::{
     docker_config::{DockerConfig, Login, password},
     helper,
+    notices::Notices,
 };
 use crate::{
     error::{Error, Result},
@@ -175,13 +176,14 @@ impl Credentials {
     }
 
     /// The first login for the repository. A file that nobody named and that cannot be
-    /// used is warned about and passed over.
+    /// used is told of and passed over.
     /// What was given for the registries of a call is not for their mirrors.
     pub(super) async fn lookup(
         &self,
         domain: &str,
         path: &str,
         is_mirror: bool,
+        notices: &Notices,
     ) -> Result<Option<Found>> {
         for source in self.sources.iter() {
             let found = match source {
@@ -192,9 +194,9 @@ impl Credentials {
                 }),
                 Source::Text { name, text } => {
                     match DockerConfig::parse(text.reveal().as_bytes()) {
-                        Ok(config) => search(&config, name, domain, path).await,
+                        Ok(config) => search(&config, name, domain, path, notices).await,
                         Err(fault) => {
-                            tracing::warn!(source = name, fault, "credentials cannot be read");
+                            notices.say(unreadable(name, &fault));
                             None
                         }
                     }
@@ -202,7 +204,7 @@ impl Credentials {
                 Source::File { path: file, named } => {
                     let name = file.display().to_string();
                     match read(file).await {
-                        Ok(Some(config)) => search(&config, &name, domain, path).await,
+                        Ok(Some(config)) => search(&config, &name, domain, path, notices).await,
                         Ok(None) if *named => {
                             return Err(Error::new(
                                 Kind::Config,
@@ -218,7 +220,7 @@ impl Credentials {
                             .because(fault));
                         }
                         Err(fault) => {
-                            tracing::warn!(source = name, fault, "credentials cannot be read");
+                            notices.say(unreadable(&name, &fault));
                             None
                         }
                     }
@@ -233,7 +235,13 @@ impl Credentials {
 }
 
 /// A helper first, as docker does; then what the file itself holds.
-async fn search(config: &DockerConfig, name: &str, domain: &str, path: &str) -> Option<Found> {
+async fn search(
+    config: &DockerConfig,
+    name: &str,
+    domain: &str,
+    path: &str,
+    notices: &Notices,
+) -> Option<Found> {
     if let Some(call) = config.helper(domain) {
         match helper::get(&call).await {
             Ok(Some(login)) => {
@@ -243,14 +251,10 @@ async fn search(config: &DockerConfig, name: &str, domain: &str, path: &str) -> 
                 });
             }
             Ok(None) => {}
-            Err(fault) => {
-                tracing::warn!(
-                    source = name,
-                    helper = call.program,
-                    fault,
-                    "the credential helper failed"
-                );
-            }
+            Err(fault) => notices.say(format!(
+                "the credential helper docker-credential-{} ({name}) gave no login: {fault}",
+                call.program
+            )),
         }
     }
     match config.entry(domain, path) {
@@ -259,10 +263,14 @@ async fn search(config: &DockerConfig, name: &str, domain: &str, path: &str) -> 
             source: name.into(),
         }),
         Err(fault) => {
-            tracing::warn!(source = name, fault, "credentials cannot be read");
+            notices.say(unreadable(name, &fault));
             None
         }
     }
+}
+
+fn unreadable(name: &str, fault: &str) -> String {
+    format!("the credentials in `{name}` cannot be read: {fault}")
 }
 
 /// The file, `None` if there is none.
@@ -337,14 +345,14 @@ mod tests {
             ("d.example", None),
         ] {
             let found = credentials
-                .lookup(domain, "x", false)
+                .lookup(domain, "x", false, &Notices::default())
                 .await
                 .expect("readable");
             assert_eq!(user(found).map(|(user, _)| user).as_deref(), expected);
         }
         let given = Credentials::discover(Some("me:hunter2:x"), Some(&authfile), &environment);
         let found = given
-            .lookup("a.example", "x", false)
+            .lookup("a.example", "x", false, &Notices::default())
             .await
             .expect("readable");
         assert_eq!(user(found), Some(("me".to_owned(), "--creds".to_owned())));
@@ -355,12 +363,15 @@ mod tests {
     async fn a_named_file_must_be_there_and_bounded() {
         let dir = tempfile::tempdir().expect("a directory");
         let missing = Credentials::file(dir.path().join("none"));
-        let error = missing.lookup("a", "b", false).await.expect_err("missing");
+        let error = missing
+            .lookup("a", "b", false, &Notices::default())
+            .await
+            .expect_err("missing");
         assert_eq!(error.kind(), Kind::Config);
         let big = dir.path().join("big");
         std::fs::write(&big, vec![b' '; 2 << 20]).expect("written");
         let error = Credentials::file(big)
-            .lookup("a", "b", false)
+            .lookup("a", "b", false, &Notices::default())
             .await
             .expect_err("big");
         assert_eq!(error.kind(), Kind::Config);

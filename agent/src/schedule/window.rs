@@ -3,9 +3,11 @@
 //! A window is open whenever the local time reads a time within it. Where the clock is put
 //! back over its end, it opens again; a time that the clock skips does not come that day.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use jiff::{ToSpan, Zoned, civil::Weekday, tz::AmbiguousOffset};
+
+use super::Jitter;
 
 const DAY: u16 = 24 * 60;
 /// Every window comes within a week; the clock may skip it once, or the whole day, and then
@@ -105,6 +107,15 @@ impl Window {
         self.days.get(index).copied().unwrap_or_default()
     }
 
+    fn length(&self) -> Duration {
+        let minutes = if self.start < self.end {
+            self.end - self.start
+        } else {
+            DAY - self.start + self.end
+        };
+        Duration::from_secs(60 * u64::from(minutes))
+    }
+
     fn is_open(&self, now: &Zoned) -> bool {
         let minute = i32::from(now.hour()) * 60 + i32::from(now.minute());
         let (start, end) = (i32::from(self.start), i32::from(self.end));
@@ -138,15 +149,43 @@ impl fmt::Display for Window {
 
 /// All windows of a host; none at all is always.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Windows(Vec<Window>);
+pub struct Windows {
+    windows: Vec<Window>,
+    /// For this host a window opens so much later than the clock says.
+    shift: Duration,
+}
 
 impl Windows {
     pub fn new(windows: Vec<Window>) -> Self {
-        Self(windows)
+        Self {
+            windows,
+            shift: Duration::ZERO,
+        }
     }
 
+    /// A fleet would begin all at once where they open: each host does so at its own moment
+    /// in the first tenth of the shortest (at most half an hour, or `[schedule] jitter`), and
+    /// never later than in the middle. Ends stay where they are.
+    pub fn spread(self, jitter: &Jitter) -> Self {
+        let shortest = self.windows.iter().map(Window::length).min();
+        let shortest = shortest.unwrap_or_default();
+        let bound = jitter.bound(shortest).min(shortest / 2);
+        let shift = bound.mul_f64(jitter.fraction("windows open"));
+        Self {
+            shift: Duration::from_secs(shift.as_secs()),
+            ..self
+        }
+    }
+
+    /// Whether the clock reads a time within one.
+    fn reads_open(&self, now: &Zoned) -> bool {
+        self.windows.iter().any(|window| window.is_open(now))
+    }
+
+    /// Open now, and so long ago: where one follows another without a break, nothing opens.
     pub fn is_open(&self, now: &Zoned) -> bool {
-        self.0.is_empty() || self.0.iter().any(|window| window.is_open(now))
+        self.windows.is_empty()
+            || self.reads_open(now) && self.reads_open(&now.saturating_sub(self.shift))
     }
 
     /// The first moment from `now` on at which one is open; `now` itself if one is. A day
@@ -156,8 +195,11 @@ impl Windows {
             return now.clone();
         }
         let later = now.saturating_add(24.hours());
-        let found = self.starts(now).into_iter().chain(changes(now));
+        // It may read open already, or have done so until a moment ago.
+        let from = now.saturating_sub(self.shift);
+        let found = self.starts(&from).into_iter().chain(changes(&from));
         found
+            .flat_map(|at| [at.saturating_add(self.shift), at])
             .filter(|at| at > now && self.is_open(at))
             .min()
             .unwrap_or(later)
@@ -168,7 +210,11 @@ impl Windows {
         let mut starts = Vec::new();
         for ahead in 0..DAYS_AHEAD {
             let date = now.date().saturating_add(ahead.days());
-            for window in self.0.iter().filter(|window| window.is_on(date.weekday())) {
+            for window in self
+                .windows
+                .iter()
+                .filter(|window| window.is_on(date.weekday()))
+            {
                 let hour = i8::try_from(window.start / 60).unwrap_or_default();
                 let minute = i8::try_from(window.start % 60).unwrap_or_default();
                 let at = date.at(hour, minute, 0, 0);
@@ -184,7 +230,8 @@ impl Windows {
                 starts.extend(moments.into_iter().flatten());
             }
             // Days come one after another, and so do the starts within them.
-            if starts.iter().any(|at| at > now && self.is_open(at)) {
+            let is_opening = |at: &Zoned| self.is_open(&at.saturating_add(self.shift));
+            if starts.iter().any(|at| at > now && is_opening(at)) {
                 break;
             }
         }
@@ -377,6 +424,77 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_fleet_begins_one_after_another_and_each_host_at_its_own_moment() {
+        let host = |number: u32, widest: Option<u64>| {
+            let machine = crate::redact::Secret::new(format!("{number:032x}"));
+            Jitter::new(machine, widest.map(Duration::from_secs))
+        };
+        let minute = |minutes: u64| Duration::from_secs(60 * minutes);
+        for (texts, widest, bound) in [
+            (&["01:00-02:00", "22:00-06:00"][..], None, minute(6)),
+            (&["22:00-06:00"], None, minute(30)),
+            (&["22:00-06:00"], Some(3 * 3600), minute(180)),
+            (&["22:00-06:00"], Some(0), minute(0)),
+            (&["01:00-02:00"], Some(3 * 3600), minute(30)),
+        ] {
+            let shifts: Vec<Duration> = (0..1000)
+                .map(|number| windows(texts).spread(&host(number, widest)).shift)
+                .collect();
+            assert!(shifts.iter().all(|shift| *shift < bound || bound.is_zero()));
+            let early = shifts.iter().filter(|shift| **shift < bound / 2).count();
+            assert!(bound.is_zero() || (400..600).contains(&early), "{early}");
+        }
+        let none = Windows::default().spread(&host(1, None));
+        assert!(none.is_open(&at("2026-11-28T12:00:00Z")));
+    }
+
+    #[test]
+    fn a_host_opens_later_and_closes_with_the_others() {
+        let shifted = |texts: &[&str]| Windows {
+            shift: Duration::from_secs(600),
+            ..windows(texts)
+        };
+        for (texts, now, opens) in [
+            (
+                &["22:00-06:00"][..],
+                "2026-11-28T21:03:00Z",
+                "2026-11-28T21:10:00Z",
+            ),
+            (
+                &["22:00-06:00"],
+                "2026-11-28T12:00:00Z",
+                "2026-11-28T21:10:00Z",
+            ),
+            (
+                &["22:00-06:00"],
+                "2026-11-29T05:00:00Z",
+                "2026-11-29T21:10:00Z",
+            ),
+            (
+                &["22:00-06:00"],
+                "2026-11-29T04:59:00Z",
+                "2026-11-29T04:59:00Z",
+            ),
+            // Nothing opens at midnight.
+            (
+                &["Sat,Sun 00:00-24:00"],
+                "2026-11-28T23:01:00Z",
+                "2026-11-28T23:01:00Z",
+            ),
+            // It was open before the short break.
+            (
+                &["20:00-21:00", "21:05-23:00"],
+                "2026-11-28T20:02:00Z",
+                "2026-11-28T20:05:00Z",
+            ),
+        ] {
+            let windows = shifted(texts);
+            assert_eq!(windows.opens_at(&at(now)), at(opens), "{texts:?} {now}");
+            assert_eq!(windows.is_open(&at(now)), now == opens, "{texts:?} {now}");
+        }
+    }
+
     proptest::proptest! {
         /// Between now and the opening it is closed at every minute.
         #[test]
@@ -385,11 +503,16 @@ mod tests {
             start in 0_u16..1440,
             length in 1_u16..1440,
             minutes in 0_i64..527_040,
+            part in 0_u16..=50,
         ) {
             let end = (start + length) % DAY;
             let clock = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
             let text = format!("{days} {}-{}", clock(start), clock(end));
-            let windows = windows(&[&text]);
+            let shift = u64::from(length) * u64::from(part) / 100;
+            let windows = Windows {
+                shift: Duration::from_secs(60 * shift),
+                ..windows(&[&text])
+            };
             let now = at("2027-01-01T00:00:00Z").saturating_add(minutes.minutes());
             let opens = windows.opens_at(&now);
             proptest::prop_assert!(windows.is_open(&opens));

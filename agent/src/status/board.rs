@@ -240,6 +240,19 @@ impl Board {
 
     /// The image is here, as it should be.
     pub fn ready(&self, key: &Key, ready: Ready, next_try: Option<Timestamp>, now: Timestamp) {
+        self.here(key, ready, None, next_try, now);
+    }
+
+    /// The image is here, and what `error` says is known of it, too: the last try to bring
+    /// it up to date, or to keep it, failed.
+    pub fn here(
+        &self,
+        key: &Key,
+        ready: Ready,
+        error: Option<serde_json::Value>,
+        next_try: Option<Timestamp>,
+        now: Timestamp,
+    ) {
         let mut state = self.lock();
         self.change(&mut state, key, now, |image| {
             image.state = State::Ready;
@@ -254,7 +267,7 @@ impl Board {
             image.reason = None;
             image.next_try = next_try;
             image.progress = None;
-            image.error = None;
+            image.error = error;
         });
     }
 
@@ -360,7 +373,11 @@ impl Board {
     /// The engine, and whether it can be reached.
     pub fn engine(&self, engine: Engine, error: Option<Error>) {
         let mut state = self.lock();
-        let same = state.daemon.engine.as_ref() == Some(&engine);
+        let same = state.daemon.engine.as_ref() == Some(&engine)
+            && match (&state.daemon.engine_error, &error) {
+                (Some(was), Some(is)) => was.says_the_same(is),
+                (was, is) => was.is_none() && is.is_none(),
+            };
         state.daemon.engine = Some(engine);
         state.daemon.engine_error = error;
         if !same {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use edgepull_tests::faulty::{Auth, Faulty};
 use edgepull_tests::http::base64;
 
-use super::row::{PASSWORD, Row, Stage, USER, World, row};
+use super::row::{PASSWORD, Row, Stage, USER, World, holds, row};
 
 /// Docker's config.json with an entry for the registry.
 pub(super) fn auths(host: &str, entry: &str) -> String {
@@ -75,6 +75,31 @@ pub(crate) fn rows() -> Vec<Row> {
         )
         .fails("unauthorized")
         .asks(1, 0, 0, 0),
+        row(
+            "a credential helper that hangs",
+            "public registries: ECR: helpers",
+            |w| {
+                let server = basic_registry(w);
+                let file = format!("{{\"credHelpers\":{{\"{}\":\"lab\"}}}}", server.host());
+                Stage::of(server)
+                    .file("config.json", file)
+                    .file("docker-credential-lab", "#!/bin/sh\nexec sleep 600\n")
+            },
+        )
+        .fails("unauthorized")
+        .asks(1, 0, 0, 0)
+        .check(|seen, _| {
+            let causes = seen.error["causes"].to_string();
+            let told = [
+                "docker-credential-lab (",
+                "/config.json) gave no login: no answer in 20 s",
+            ];
+            holds(
+                told.iter().all(|part| causes.contains(part)),
+                &format!("the error does not say why: {causes}"),
+            )
+        })
+        .slow(),
         row(
             "credentials of another registry",
             "mirrors: credentials by origin",

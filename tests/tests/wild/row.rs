@@ -73,6 +73,12 @@ impl World {
     pub(crate) fn size(&self, digest: &str) -> u64 {
         size_in(&self.hello, digest)
     }
+
+    /// The bytes of all blobs that a pull needs.
+    pub(crate) fn whole(&self) -> u64 {
+        let parts = self.hello.parts(&self.manifest());
+        parts.iter().map(|digest| self.size(digest)).sum()
+    }
 }
 
 pub(crate) fn size_in(layout: &Layout, digest: &str) -> u64 {
@@ -113,6 +119,20 @@ impl Watched for FaultProxy {
     }
 }
 
+impl<W: Watched> Watched for std::rc::Rc<W> {
+    fn requests(&self) -> Vec<Request> {
+        W::requests(self)
+    }
+
+    fn heal(&self) {
+        W::heal(self);
+    }
+
+    fn turn(&self, rules: Vec<Rule>) {
+        W::turn(self, rules);
+    }
+}
+
 impl Watched for Registry {
     fn requests(&self) -> Vec<Request> {
         Registry::requests(self)
@@ -147,6 +167,8 @@ pub(crate) struct Stage {
     pub(crate) netns: Option<String>,
     /// Runs while the pull does.
     pub(crate) during: Option<Box<dyn FnOnce()>>,
+    /// What its servers must have seen in the end.
+    pub(crate) after: Option<Box<dyn FnOnce() -> Result<(), String>>>,
 }
 
 impl Stage {
@@ -169,6 +191,7 @@ impl Stage {
             files: Vec::new(),
             netns: None,
             during: None,
+            after: None,
         }
     }
 
@@ -217,6 +240,11 @@ impl Stage {
 
     pub(crate) fn during(mut self, act: impl FnOnce() + 'static) -> Self {
         self.during = Some(Box::new(act));
+        self
+    }
+
+    pub(crate) fn after(mut self, check: impl FnOnce() -> Result<(), String> + 'static) -> Self {
+        self.after = Some(Box::new(check));
         self
     }
 

@@ -105,6 +105,9 @@ pub(crate) fn run(row: &Row, at: usize, world: &World) -> Line {
     for check in &row.checks {
         wrong.extend(check(&seen, world).err());
     }
+    if let Some(check) = stage.after.take() {
+        wrong.extend(check().err());
+    }
     wrong.extend(everywhere(&seen, &stage));
     let mut story = format!(
         "{}\nrequests:\n{}\n",

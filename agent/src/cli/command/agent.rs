@@ -63,7 +63,7 @@ pub(crate) async fn run(
         }
     }
     let failures = status.images.iter().filter_map(|image| {
-        let error: Error = serde_json::from_value(image.error.clone()?).ok()?;
+        let error = image.failure()?;
         if !context.printer.json() {
             output::print_error(&error);
         }
@@ -86,6 +86,7 @@ pub(crate) fn places(global: &Global) -> Places {
         images: configuration.join(IMAGES),
         state: by_systemd("STATE_DIRECTORY").unwrap_or_else(|| STATE.into()),
         socket: runtime.join("edgepull.sock"),
+        root: "/".into(),
         runtime,
     }
 }

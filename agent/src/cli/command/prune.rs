@@ -7,7 +7,7 @@ use super::{
     agent::places,
 };
 use crate::{
-    desired::{Desired, Directory, Source, Traits},
+    desired::{Desired, Directory, Source},
     error::{Error, Result},
     keep::{Action, PruneOptions, PrunedRow, prune},
     kind::Kind,
@@ -80,14 +80,7 @@ fn line(row: &PrunedRow, dry_run: bool) -> String {
 /// here is removed.
 fn desired_images(context: &Context, namespace: &str) -> Result<Vec<Desired>> {
     let images = places(&context.global).images;
-    let host = context.host()?;
-    let read = Directory::new(&images).read(&Traits {
-        arch: host.architecture.clone(),
-        model: host.machine.clone(),
-        labels: context.config().labels.clone(),
-        namespace: namespace.to_owned(),
-        default_refresh: context.config().default_refresh(),
-    });
+    let read = Directory::new(&images).read(&context.traits(namespace)?);
     if read.complete {
         return Ok(read.images);
     }

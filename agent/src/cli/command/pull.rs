@@ -22,6 +22,7 @@ use crate::{
         Choice, Found, Puller,
         image::{self, is_artifact},
     },
+    registry::Client,
     resolve::Want,
     session::Attached,
     source::{InHand, Nearest, Source},
@@ -127,10 +128,7 @@ impl Job<'_> {
 
     async fn one(&self, want: &Want) -> Row {
         let started = Instant::now();
-        let requests = self
-            .context
-            .client()
-            .map_or(0, crate::registry::Client::requests);
+        let requests = self.context.client().map_or(0, Client::requests);
         let mut row = Row::new("edgepull.pull/1", self.reference.typed(), &want.asked);
         self.events.emit(&Event::Resolving {
             reference: self.reference.typed().to_owned(),
@@ -140,20 +138,18 @@ impl Job<'_> {
             reference: self.reference.typed().to_owned(),
             ok: ended.is_ok(),
         });
+        let client = self.context.client();
+        let notices = client.map_or_else(|_| Vec::new(), Client::take_notices);
         if let Err(error) = ended {
             row.status = "failed";
+            // Such as a login that could not be read: why there was none.
+            let error = notices.iter().fold(error, Error::because);
             row.error = Some(self.named(error, &want.asked));
         }
-        if let Ok(client) = self.context.client() {
-            for message in client.take_notices() {
-                self.say(&mut row, message);
-            }
+        for message in notices {
+            self.say(&mut row, message);
         }
-        row.requests = self
-            .context
-            .client()
-            .map_or(0, crate::registry::Client::requests)
-            - requests;
+        row.requests = self.context.client().map_or(0, Client::requests) - requests;
         row.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         row
     }

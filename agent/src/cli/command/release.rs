@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     containerd::Engine,
-    engine::{self, Overrides, Profile},
+    daemon::{Lock, Places},
+    engine::{self, Profile},
     error::{Error, Result},
     keep::{Released, ReleasedRow, release},
     kind::Kind,
@@ -30,13 +31,16 @@ struct Row {
 }
 
 pub(crate) async fn run(context: &Context, dry_run: bool) -> Result<Failures> {
-    if !dry_run {
-        daemon_is_away(context)?;
-    }
-    let profiles = engine::living(&Overrides {
-        address: context.global.address.clone(),
-        namespace: None,
-    });
+    let _lock = if dry_run {
+        None
+    } else {
+        daemon_is_away(context)?
+    };
+    // Also those that an earlier configuration meant; a pin stays where it was set.
+    let profiles = engine::living(
+        context.named_address.as_deref(),
+        context.global.address.as_deref(),
+    );
     if profiles.is_empty() {
         output::warn(
             "warning: no container engine answers; pins that edgepull set in one stay in it",
@@ -103,20 +107,34 @@ async fn of_engine(
     Ok(())
 }
 
-/// A daemon that runs would set its pins again, and lose the pull that a lease protects.
-fn daemon_is_away(context: &Context) -> Result<()> {
-    let socket = places(&context.global).socket;
-    if UnixStream::connect(&socket).is_err() {
-        return Ok(());
+/// A daemon that runs would set its pins again, and lose the pull that a lease protects; so
+/// would one pass of it. None begins while the lock is held.
+fn daemon_is_away(context: &Context) -> Result<Option<Lock>> {
+    let Places { socket, state, .. } = places(&context.global);
+    if UnixStream::connect(&socket).is_ok() {
+        return Err(Error::new(
+            Kind::Usage,
+            format_args!(
+                "the daemon at `{}` runs, and would set its pins again",
+                socket.display()
+            ),
+        )
+        .hint("stop it first: `systemctl stop edgepull`"));
     }
-    Err(Error::new(
-        Kind::Usage,
-        format_args!(
-            "the daemon at `{}` runs, and would set its pins again",
-            socket.display()
-        ),
-    )
-    .hint("stop it first: `systemctl stop edgepull`"))
+    // Where there is no state, or none that this user can see, nobody works on it.
+    if !state.join("lock").exists() {
+        return Ok(None);
+    }
+    match Lock::of_state(&state) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if error.kind() == Kind::Usage => Err(Error::new(
+            Kind::Usage,
+            "a pass of edgepull is under way, and would set its pins again",
+        )
+        .because(error.message())
+        .hint("wait until it has ended, or stop it: `systemctl stop edgepull`")),
+        Err(error) => Err(error),
+    }
 }
 
 fn line(row: &Row) -> String {

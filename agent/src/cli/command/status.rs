@@ -53,15 +53,19 @@ pub(crate) async fn sync(
         return Ok(Failures::new());
     }
     let done = client.sync(reference, true);
-    let answer = if shows_progress(context) {
-        // Somebody looks on: what is told meanwhile is worth a line.
-        let mut events = client.events().await?;
-        tokio::select! {
+    // Somebody looks on: what is told meanwhile is worth a line. Where others listen already,
+    // and there is no room, it is done all the same.
+    let events = if shows_progress(context) {
+        client.events().await.ok()
+    } else {
+        None
+    };
+    let answer = match events {
+        Some(mut events) => tokio::select! {
             answer = done => answer,
             never = follow(&mut events) => match never {},
-        }
-    } else {
-        done.await
+        },
+        None => done.await,
     };
     let document = Document::new(answer?);
     print(context, &document);

@@ -58,38 +58,45 @@ pub(crate) async fn run(
 
 /// Follows what the daemon tells until the end, over its restarts.
 async fn wait(context: &Context, client: &Client, document: &mut Document) -> Result<()> {
-    // What was declared a moment ago is waited for, too.
-    client.reload().await?;
-    let mut events = client.events().await?;
+    // Nobody there is no reason to wait: somebody has to start it.
+    client.status(None).await?;
+    // What was declared a moment ago is waited for, too. The daemon may be busy, or end just now.
+    while let Err(error) = client.reload().await {
+        if !error.is_retryable() {
+            return Err(error);
+        }
+        sleep(PAUSE).await;
+        drop(again(client).await?);
+    }
+    let mut events = again(client).await?;
     let mut said = Said::default();
     let shows = shows_progress(context);
     loop {
-        match events.next().await {
-            Ok(Some(told)) => {
-                let changed = document.take(told);
-                if let Some(image) = changed.filter(|_| shows) {
-                    said.about(&image);
-                }
-                if is_over(document) {
-                    return Ok(());
-                }
+        if let Ok(Some(told)) = events.next().await {
+            let changed = document.take(told);
+            if let Some(image) = changed.filter(|_| shows) {
+                said.about(&image);
             }
-            Ok(None) | Err(_) => events = again(client).await?,
+            if is_over(document) {
+                return Ok(());
+            }
+        } else {
+            sleep(PAUSE).await;
+            events = again(client).await?;
         }
     }
 }
 
-/// Listens anew after the daemon has ended.
+/// Listens as soon as the daemon can be listened to.
 async fn again(client: &Client) -> Result<Listening> {
     let end = Instant::now() + RESTART;
     loop {
-        sleep(PAUSE).await;
         match client.events().await {
             Ok(events) => return Ok(events),
             Err(error) if Instant::now() >= end => {
                 return Err(error.during("the edgepull daemon went away while it was waited for"));
             }
-            Err(_) => {}
+            Err(_) => sleep(PAUSE).await,
         }
     }
 }

@@ -102,7 +102,8 @@ const fn of_kind(kind: Kind) -> (&'static str, &'static str) {
         ),
         Kind::ContainerdUnavailable => (
             "containerd does not answer",
-            "`systemctl status containerd` shows it. edgepull waits, and goes on by itself.",
+            "`systemctl status containerd` shows it; docker, k3s, rke2, microk8s and k0s bring one of\n\
+             their own, and its log is in that service's. edgepull waits, and goes on by itself.",
         ),
         Kind::AgentUnavailable => (
             "the edgepull daemon does not answer",

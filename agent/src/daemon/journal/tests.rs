@@ -101,6 +101,23 @@ fn a_failure_has_its_fields_and_its_id() {
 }
 
 #[test]
+fn a_failure_says_what_was_being_done() {
+    let error = Error::new(Kind::NoSpace, "cannot write a layer");
+    let during = During {
+        phase: Some("unpacking"),
+        digest: Some("sha256:00"),
+    };
+    let records = records(|| report_during(&error, Some(&key()), during));
+    for (name, value) in [
+        ("EDGEPULL_PHASE", "unpacking"),
+        ("EDGEPULL_DIGEST", "sha256:00"),
+        ("MESSAGE", "r.example/a:1: cannot write a layer"),
+    ] {
+        assert_eq!(field(&records[0], name), Some(value));
+    }
+}
+
+#[test]
 fn a_notice_has_its_id_and_the_digest() {
     let told = || notice(Notice::Ready, Some(&key()), Some("sha256:00"), "it is here");
     let records = records(told);

@@ -36,6 +36,7 @@ impl Scene {
             state: dir.path().join("state"),
             runtime: dir.path().to_owned(),
             socket: dir.path().join("s"),
+            root: dir.path().to_owned(),
         };
         let session = Session::new(flags, config);
         let host = session.host().expect("a host");
@@ -155,6 +156,129 @@ async fn whoever_waits_is_told_that_the_engine_is_away() {
     heard.await.expect("done");
 }
 
+/// What `work` says to the journal.
+fn said(work: impl FnOnce()) -> Vec<String> {
+    use tracing_subscriber::layer::SubscriberExt;
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("socket");
+    let journald = std::os::unix::net::UnixDatagram::bind(&path).expect("bound");
+    journald.set_nonblocking(true).expect("set");
+    let journal = crate::daemon::journal::Journal::at(&path).expect("made");
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(journal), work);
+    let mut buffer = [0; 4096];
+    let mut records = Vec::new();
+    while let Ok(length) = journald.recv(&mut buffer) {
+        records.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+    }
+    records
+}
+
+#[tokio::test]
+async fn a_failure_tells_how_far_the_work_was() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let key = scene.key(0);
+    let desired = scene.daemon.desired(&key).expect("declared");
+    let board = scene.daemon.handle.board.clone();
+    board.pulling(&key, Timestamp::now());
+    crate::event::Observer::observe(
+        &board,
+        &crate::event::Event::Planned {
+            reference: key.reference.clone(),
+            layers: 1,
+            bytes_to_fetch: 7,
+            bytes_present: 0,
+        },
+    );
+    let digest = Digest::of(b"a");
+    scene.daemon.resolved = Some(digest.clone());
+    let error = Error::new(Kind::Unavailable, "the registry went away");
+    let records = said(|| {
+        scene
+            .daemon
+            .failed(&desired, Step::Pull(crate::reconcile::Why::Missing), &error)
+    });
+    assert_eq!(records.len(), 1);
+    for field in [
+        "EDGEPULL_PHASE=fetching\n",
+        &format!("EDGEPULL_DIGEST={digest}\n"),
+    ] {
+        assert!(records[0].contains(field), "{field}{}", records[0]);
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_compared_is_told() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let desired = scene.daemon.desired(&scene.key(0)).expect("declared");
+    let found = crate::daemon::worker::Rechecked {
+        unchecked: vec!["no permission".to_owned()],
+        ..Default::default()
+    };
+    let records = said(|| scene.daemon.rechecked(&desired, &found));
+    assert_eq!(records.len(), 1);
+    assert!(records[0].contains("no permission"), "{}", records[0]);
+    assert!(records[0].contains("EDGEPULL_REFERENCE="), "{}", records[0]);
+}
+
+/// An engine that is back at once, after the same image took it down again.
+#[tokio::test]
+async fn whoever_waits_for_the_image_that_takes_the_engine_down_hears_of_it() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let key = scene.key(0);
+    let (done, _heard) = oneshot::channel();
+    let reference = None;
+    scene
+        .daemon
+        .heed(Some(News::Ask(Ask::Sync { reference, done })));
+    let desired = scene.daemon.desired(&key).expect("declared");
+    let pull = Step::Pull(crate::reconcile::Why::Asked);
+    for dealt in [false, true] {
+        let error = Error::new(Kind::ContainerdUnavailable, "gone");
+        scene.daemon.engine_went(&desired, pull, error);
+        assert_eq!(scene.daemon.dealt.contains(&key), dealt);
+        assert_eq!(scene.daemon.asked.contains(&key), !dealt);
+    }
+}
+
+#[tokio::test]
+async fn whoever_has_gone_is_not_remembered() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    for _ in 0..3 {
+        let (done, heard) = oneshot::channel();
+        let reference = None;
+        scene
+            .daemon
+            .heed(Some(News::Ask(Ask::Sync { reference, done })));
+        assert_eq!(scene.daemon.waiters.len(), 1);
+        drop(heard);
+    }
+    let (done, _) = oneshot::channel();
+    let reference = None;
+    scene
+        .daemon
+        .heed(Some(News::Ask(Ask::Sync { reference, done })));
+    assert!(scene.daemon.waiters.is_empty());
+}
+
+/// Where nothing can be watched, nobody tells.
+#[tokio::test]
+async fn a_change_that_nobody_told_of_is_found_in_time() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let address = ([127, 0, 0, 1], 9).into();
+    let config = format!("[metrics]\nlisten = \"{address}\"\n");
+    fs::write(scene.dir.path().join("config.toml"), config).expect("written");
+    let images = scene.dir.path().join("images.d/b.txt");
+    fs::write(images, "r.example/b:1\n").expect("written");
+    scene.daemon.look_again_after_a_while(Instant::now());
+    assert_eq!(scene.daemon.declared.images.len(), 1, "not yet");
+    let later = Instant::now() + POLL;
+    scene.daemon.look_again_after_a_while(later);
+    assert_eq!(scene.daemon.declared.images.len(), 2);
+    let listens = *scene.daemon.handle.listens_at().borrow();
+    assert_eq!(listens, Some(address));
+}
+
 #[tokio::test]
 async fn other_settings_drop_what_was_made_by_those_before() {
     let mut scene = Scene::new("r.example/a:1\n");
@@ -204,7 +328,7 @@ async fn failures_of_many_images_are_written_down_together() {
     let error = Error::new(Kind::Unavailable, "away");
     daemon
         .memory
-        .failed(&key, Timestamp::now(), &error, &daemon.settings);
+        .failed(&key, Timestamp::now(), Step::Trim, &error, &daemon.settings);
     daemon.saving.soon(&daemon.memory).await;
     assert!(known().is_none(), "a moment after the last time");
     daemon.saving.later(&daemon.memory).await;
@@ -240,4 +364,87 @@ async fn a_state_that_cannot_be_written_does_not_keep_images_from_coming() {
     let built = Daemon::build(session, places, declared, handle, notifier, news);
     let mut daemon = built.expect("it works without");
     assert!(daemon.close().is_err(), "and says so at the end");
+}
+
+/// At boot the engine comes later, and until then its usual namespace is not known.
+#[tokio::test]
+async fn before_an_engine_has_said_its_namespace_nothing_that_is_remembered_is_forgotten() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let stand_in = scene.key(0);
+    let real = Key {
+        namespace: "k8s.io".to_owned(),
+        ..stand_in.clone()
+    };
+    let other = Key {
+        reference: "r.example/gone:1".to_owned(),
+        ..real.clone()
+    };
+    let daemon = &mut scene.daemon;
+    let now = Timestamp::now();
+    for key in [&real, &other] {
+        daemon
+            .memory
+            .succeeded(key, now, Step::Pull(crate::reconcile::Why::Missing));
+    }
+    daemon.declared.doubtful = true;
+    daemon.read_declared();
+    assert!(daemon.memory.get(&real).is_some() && daemon.memory.get(&other).is_some());
+    assert!(daemon.memory.get(&stand_in).is_none());
+    daemon.declared.namespace = Some("k8s.io".to_owned());
+    daemon.read_declared();
+    assert_eq!(daemon.declared.images[0].key(), real);
+    let known = daemon.memory.get(&real).expect("it is still desired");
+    assert!(known.last_success.is_some() && known.recheck);
+    assert!(daemon.memory.get(&other).is_none());
+    // The engine is away for a moment; what was its namespace still is.
+    daemon
+        .engines
+        .lost(Error::new(Kind::ContainerdUnavailable, "gone"));
+    daemon.read_declared();
+    assert_eq!(daemon.declared.images[0].key(), real);
+    assert!(daemon.memory.get(&real).is_some());
+}
+
+#[tokio::test]
+async fn under_pressure_nothing_is_begun_but_what_somebody_asks_for_and_not_for_ever() {
+    let mut scene = Scene::new("r.example/a:1\n");
+    let (key, long) = (scene.key(0), Duration::from_secs(600));
+    let proc = scene.dir.path().join("proc/pressure");
+    let images = scene.dir.path().join("images.d/a.txt");
+    let (daemon, tell) = (&mut scene.daemon, &scene.tell);
+    assert!(
+        daemon.calm(&key, long).await,
+        "nothing says that there is any"
+    );
+    fs::create_dir_all(&proc).expect("made");
+    let line = |name: &str| format!("{name} avg10=50.00 avg60=1.00 avg300=1.00 total=1\n");
+    let text = line("some") + &line("full");
+    fs::write(proc.join("memory"), text).expect("written");
+    let board = daemon.handle.board.clone();
+    let mut heard = board.listen();
+    let (done, _asker) = oneshot::channel();
+    let reference = None;
+    let wish = News::Ask(Ask::Sync { reference, done });
+    tell.send(wish).await.expect("there is room");
+    assert!(!daemon.calm(&key, long).await, "somebody waits");
+    let paused = |notice| match notice {
+        crate::status::Notice::Daemon(daemon) => daemon.paused,
+        _ => None,
+    };
+    let told = std::iter::from_fn(|| heard.try_recv().ok()).find_map(paused);
+    assert!(told.is_some_and(|reason| reason.contains("memory")));
+    assert_eq!(board.daemon().paused, None);
+    // It lasts for as long as is waited for its end: once in a pass is enough.
+    daemon.asked.clear();
+    assert!(daemon.calm(&key, Duration::ZERO).await);
+    assert!(daemon.pressed && daemon.calm(&key, long).await);
+    daemon.pressed = false;
+    // It is not wanted any more, or nothing is.
+    fs::write(&images, "").expect("written");
+    tell.send(News::Changed).await.expect("there is room");
+    assert!(!daemon.calm(&key, long).await);
+    fs::write(&images, "r.example/a:1\n").expect("written");
+    daemon.heed(Some(News::Changed));
+    tell.send(News::Stop).await.expect("there is room");
+    assert!(!daemon.calm(&key, long).await);
 }

@@ -168,6 +168,12 @@ async fn readiness_is_about_the_daemon_and_not_about_images() {
             assert_eq!(status, 503);
             assert!(body.contains("/run/containerd/containerd.sock"), "{body}");
             assert_eq!(scene.get("/healthz").await.0, 200);
+            // What is to be done about it, is another question.
+            let several = Error::new(Kind::Config, "several engines").hint("name one");
+            let none = Engine::default();
+            scene.handle.board.engine(none, Some(several));
+            let (status, body) = scene.get("/readyz").await;
+            assert_eq!((status, kind(&body).as_str()), (503, "config"));
         })
         .await;
 }
@@ -433,7 +439,7 @@ async fn scrapers_have_figures_and_nothing_else() {
     let scrapes = Scrapes::bind(([127, 0, 0, 1], 0).into())
         .await
         .expect("bound");
-    let address = scrapes.address().expect("bound");
+    let address = scrapes.0.local_addr().expect("bound");
     let get = async |path: &str| {
         let mut stream = tokio::net::TcpStream::connect(address)
             .await
@@ -461,6 +467,99 @@ async fn scrapers_have_figures_and_nothing_else() {
         () = scrapes.serve(scene.handle.clone()) => panic!("it serves until it is dropped"),
         () = asking => {}
     }
+}
+
+#[tokio::test]
+async fn scrapers_are_answered_where_the_configuration_says_now() {
+    let scene = Scene::new();
+    let free = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        listener.local_addr().expect("bound")
+    };
+    let answers = async |address: SocketAddr| {
+        let mut tries = 0;
+        loop {
+            match tokio::net::TcpStream::connect(address).await {
+                Ok(mut stream) => {
+                    let request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+                    stream.write_all(request).await.expect("sent");
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer).await.expect("text");
+                    return answer.starts_with("HTTP/1.1 200 ");
+                }
+                Err(_) if tries < 20 => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(_) => return false,
+            }
+            tries += 1;
+        }
+    };
+    let (first, second) = (free(), free());
+    scene.handle.listen_at(Some(first));
+    let asking = async {
+        assert!(answers(first).await);
+        scene.handle.listen_at(Some(second));
+        assert!(answers(second).await);
+        assert!(!answers(first).await, "it listens elsewhere");
+        scene.handle.listen_at(None);
+        tokio::task::yield_now().await;
+        assert!(!answers(second).await, "and then nowhere");
+        // One that is taken can be had later.
+        let taken = std::net::TcpListener::bind(first).expect("free");
+        scene.handle.listen_at(Some(first));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(taken);
+        let had = async { while !answers(first).await {} };
+        tokio::time::timeout(Duration::from_secs(5), had)
+            .await
+            .expect("tried again");
+    };
+    tokio::select! {
+        () = serve_told(scene.handle.clone(), Duration::from_millis(100)) => panic!("it serves until it is dropped"),
+        () = asking => {}
+    }
+}
+
+#[tokio::test]
+async fn those_who_wait_for_the_loop_leave_connections_to_others() {
+    let scene = Scene::new();
+    scene
+        .served(async {
+            let wait = b"POST /v1/sync?wait=1 HTTP/1.1\r\nHost: x\r\n\r\n";
+            let mut waiting = Vec::new();
+            for _ in 0..8 {
+                let mut stream = UnixStream::connect(scene.path()).await.expect("there");
+                stream.write_all(wait).await.expect("sent");
+                waiting.push(stream);
+            }
+            let client = scene.client();
+            let refused = tokio::time::timeout(Duration::from_secs(5), client.sync(None, true));
+            let error = refused.await.expect("at once").expect_err("too many");
+            assert_eq!(error.kind(), Kind::AgentUnavailable);
+            assert!(error.message().contains("8 wait"), "{error}");
+            assert!(error.hint_text().is_some());
+            assert_eq!(scene.get("/healthz").await.0, 200);
+            scene.client().sync(None, false).await.expect("taken");
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn whoever_finds_every_connection_taken_is_answered_after_one_has_ended() {
+    let scene = Scene::new();
+    scene
+        .served(async {
+            let mut idle = Vec::new();
+            for _ in 0..MOST_CONNECTIONS {
+                idle.push(UnixStream::connect(scene.path()).await.expect("there"));
+            }
+            tokio::task::yield_now().await;
+            let limit = Duration::from_millis(200);
+            let late = tokio::time::timeout(limit, scene.client().status(None)).await;
+            assert!(late.is_err(), "there is no place");
+            idle.pop();
+            scene.client().status(None).await.expect("answered");
+        })
+        .await;
 }
 
 #[tokio::test]

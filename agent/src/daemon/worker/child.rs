@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use super::{Answer, Done, Hello, Job, Pulled, Rechecked, Spent, Work};
+use super::{Answer, Done, Ended, Hello, Job, Pulled, Rechecked, Spent, Work};
 use crate::{
     choice::Choice,
     config::Config,
@@ -24,7 +24,7 @@ use crate::{
     keep::{self, AGENT},
     kind::Kind,
     oci::{Digest, Reference},
-    pull::{Found, Puller, image},
+    pull::{Bytes, Found, Puller, image},
     registry::{Client, Counts},
     resolve::Want,
     session::{Attached, Session},
@@ -96,21 +96,8 @@ async fn work(session: impl FnOnce(Config) -> Session) -> Result<()> {
             voice.pass(event).await?;
         }
         voice.flush(None).await?;
-        let spent = bench.spent();
-        let retry_after = ended.as_ref().err().and_then(Error::retry_after);
-        let (done, failed) = match ended {
-            Ok(done) => (Some(done), None),
-            Err(error) => (None, Some(error)),
-        };
-        voice
-            .say(&Answer::Ended {
-                done,
-                failed,
-                retry_after: retry_after
-                    .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-                spent,
-            })
-            .await?;
+        let ended = Ended::new(ended, bench.spent());
+        voice.say(&Answer::Ended(ended)).await?;
     }
     Ok(())
 }
@@ -251,6 +238,7 @@ impl Bench {
             remaining: quotas
                 .filter_map(|(registry, quota)| Some((registry, quota.remaining?)))
                 .collect(),
+            moved: Bytes::default(),
         }
     }
 

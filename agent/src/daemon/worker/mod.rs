@@ -9,12 +9,15 @@
 mod child;
 mod parent;
 
+use std::{collections::BTreeSet, time::Duration};
+
 use serde::{Deserialize, Serialize};
 
 pub use self::{child::serve, parent::Worker};
 use crate::{
-    error::Error,
+    error::{Error, Result},
     event::Event,
+    kind::Kind,
     oci::Digest,
     pull::{Bytes, Status},
 };
@@ -92,6 +95,37 @@ pub struct Spent {
     pub bytes: Vec<(String, String, u64)>,
     /// What registries said is left of their limits, by registry.
     pub remaining: Vec<(String, u64)>,
+    /// What its events told of the store; known also of a job that is broken off.
+    #[serde(skip)]
+    pub moved: Bytes,
+}
+
+/// Adds up what a job's events tell of the store.
+#[derive(Debug, Default)]
+pub struct Moved {
+    begun: BTreeSet<Digest>,
+    bytes: Bytes,
+}
+
+impl Moved {
+    pub fn observe(&mut self, event: &Event) {
+        let bytes = &mut self.bytes;
+        match event {
+            // Taken up again later, it is what this job has fetched itself.
+            Event::BlobStarted { digest, offset, .. } if self.begun.insert(digest.clone()) => {
+                bytes.resumed = bytes.resumed.saturating_add(*offset);
+            }
+            Event::BlobProgress { bytes: more, .. } => {
+                bytes.downloaded = bytes.downloaded.saturating_add(*more);
+                bytes.written = bytes.written.saturating_add(*more);
+            }
+            _ => {}
+        }
+    }
+
+    pub fn bytes(&self) -> Bytes {
+        self.bytes
+    }
 }
 
 /// What comes up.
@@ -99,11 +133,104 @@ pub struct Spent {
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Event(Event),
-    Ended {
-        done: Option<Done>,
-        failed: Option<Error>,
-        /// Of the failure, where the far side named a time (milliseconds).
-        retry_after: Option<u64>,
-        spent: Spent,
-    },
+    Ended(Ended),
+}
+
+/// How a job ended.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ended {
+    done: Option<Done>,
+    failed: Option<Error>,
+    /// Of the failure, where the far side named a time (milliseconds).
+    retry_after: Option<u64>,
+    /// Whether the clock being set may be all that the failure needs.
+    of_clock: bool,
+    spent: Spent,
+}
+
+impl Ended {
+    fn new(ended: Result<Done>, spent: Spent) -> Self {
+        let failed = ended.as_ref().err();
+        let retry_after = failed.and_then(Error::retry_after);
+        Self {
+            retry_after: retry_after
+                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            of_clock: failed.is_some_and(Error::is_of_clock),
+            failed: failed.cloned(),
+            done: ended.ok(),
+            spent,
+        }
+    }
+
+    /// With everything that a failure is scheduled by, which its report does not have.
+    fn result(self) -> (Result<Done>, Spent) {
+        let ended = match (self.done, self.failed) {
+            (Some(done), None) => Ok(done),
+            (_, Some(error)) => {
+                let error = error.after(self.retry_after.map(Duration::from_millis));
+                Err(if self.of_clock {
+                    error.of_clock()
+                } else {
+                    error
+                })
+            }
+            (None, None) => Err(Error::new(
+                Kind::Internal,
+                "a worker process ended a job without saying how",
+            )),
+        };
+        (ended, self.spent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_before_a_job_broke_off_is_known() {
+        let mut moved = Moved::default();
+        let reference = || "r.example/a:1".to_owned();
+        let digest = Digest::of(b"1");
+        let started = |offset| Event::BlobStarted {
+            reference: reference(),
+            digest: digest.clone(),
+            size: 100,
+            offset,
+        };
+        let more = |bytes| Event::BlobProgress {
+            reference: reference(),
+            digest: digest.clone(),
+            bytes,
+        };
+        for event in [started(40), more(20), started(60), more(5)] {
+            moved.observe(&event);
+        }
+        let bytes = moved.bytes();
+        assert_eq!((bytes.resumed, bytes.written), (40, 25));
+    }
+
+    #[test]
+    fn what_a_failure_is_scheduled_by_comes_up_with_it() {
+        let error = || Error::new(Kind::Unavailable, "cannot fetch").because("not valid yet");
+        for (error, wait, of_clock) in [
+            (error(), None, false),
+            (error().of_clock(), None, true),
+            (
+                error().after(Some(Duration::from_millis(1500))),
+                Some(Duration::from_millis(1500)),
+                false,
+            ),
+        ] {
+            let said = Answer::Ended(Ended::new(Err(error), Spent::default()));
+            let line = serde_json::to_string(&said).expect("plain data");
+            let Ok(Answer::Ended(heard)) = serde_json::from_str(&line) else {
+                panic!("another message: {line}");
+            };
+            let error = heard.result().0.expect_err("it failed");
+            assert_eq!((error.retry_after(), error.is_of_clock()), (wait, of_clock));
+            assert_eq!(error.kind(), Kind::Unavailable);
+            assert_eq!(error.causes(), ["not valid yet"]);
+        }
+    }
 }

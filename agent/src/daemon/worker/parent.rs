@@ -3,7 +3,7 @@
 use std::{process::Stdio, time::Duration};
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -27,12 +27,15 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// one image; everything else that it waits for is limited by itself to less.
 const SILENCE: Duration = Duration::from_secs(2 * 3600);
 
+/// Bytes of one line from a worker. Damage to thousands of files has fewer.
+const LONGEST: u64 = 4 << 20;
+
 /// A worker process. Dropped, it is killed: what it was doing goes on in the next one.
 #[derive(Debug)]
 pub struct Worker {
     child: Child,
     to: OwnedWriteHalf,
-    from: Lines<BufReader<OwnedReadHalf>>,
+    from: BufReader<OwnedReadHalf>,
     silence: Duration,
     /// A job was begun and has not ended: what it says next is about that one.
     busy: bool,
@@ -67,7 +70,7 @@ impl Worker {
         let mut worker = Self {
             child,
             to,
-            from: BufReader::new(from).lines(),
+            from: BufReader::new(from),
             silence: SILENCE,
             busy: false,
         };
@@ -103,42 +106,49 @@ impl Worker {
             return (Err(error), Spent::default());
         }
         loop {
-            let line = match timeout(self.silence, self.from.next_line()).await {
-                Ok(Ok(Some(line))) => line,
+            let line = match timeout(self.silence, self.hear()).await {
+                Ok(Ok(line)) if line.ends_with(b"\n") => line,
+                Ok(Ok(line)) if line.len() as u64 >= LONGEST => {
+                    return (Err(self.chatters()), Spent::default());
+                }
                 Ok(_) => return (Err(self.lost().await), Spent::default()),
                 Err(_) => return (Err(self.hangs(job)), Spent::default()),
             };
-            match serde_json::from_str(&line) {
+            match serde_json::from_slice(&line) {
                 Ok(Answer::Event(event)) => observe(event),
-                Ok(Answer::Ended {
-                    done,
-                    failed,
-                    retry_after,
-                    spent,
-                }) => {
+                Ok(Answer::Ended(ended)) => {
                     self.busy = false;
-                    let ended = match (done, failed) {
-                        (Some(done), None) => Ok(done),
-                        (_, Some(error)) => {
-                            Err(error.after(retry_after.map(Duration::from_millis)))
-                        }
-                        (None, None) => Err(Error::new(
-                            Kind::Internal,
-                            "a worker process ended a job without saying how",
-                        )),
-                    };
-                    return (ended, spent);
+                    return ended.result();
                 }
                 Err(error) => {
                     let error = Error::new(
                         Kind::Internal,
                         "a worker process said what cannot be understood",
                     )
-                    .caused_by(&error);
+                    .caused_by(&error)
+                    .hint("please report it, with the image that it worked on");
                     return (Err(error), Spent::default());
                 }
             }
         }
+    }
+
+    /// The next line, as far as there is one.
+    async fn hear(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        let mut from = (&mut self.from).take(LONGEST);
+        from.read_until(b'\n', &mut line).await?;
+        Ok(line)
+    }
+
+    /// It reads what strangers sent: they are not to decide how much the daemon holds.
+    fn chatters(&mut self) -> Error {
+        let _ = self.child.start_kill();
+        Error::new(
+            Kind::Internal,
+            format_args!("a worker process said more than {LONGEST} bytes at once"),
+        )
+        .hint("please report it, with the image that it worked on")
     }
 
     /// Whether the process is there to be given a job.
@@ -156,7 +166,9 @@ impl Worker {
         } = self;
         drop((to, from));
         if timeout(FAREWELL, child.wait()).await.is_err() {
-            let _ = child.kill().await;
+            let _ = child.start_kill();
+            // One that waits for a disk dies when that answers, and the runtime takes note.
+            let _ = timeout(FAREWELL, child.wait()).await;
         }
     }
 
@@ -207,7 +219,7 @@ mod tests {
         let worker = Worker {
             child,
             to,
-            from: BufReader::new(from).lines(),
+            from: BufReader::new(from),
             silence: Duration::from_millis(300),
             busy: false,
         };
@@ -225,7 +237,7 @@ mod tests {
         }
     }
 
-    const ENDED: &str = r#"{"ended":{"done":{"rechecked":{"repaired":false,"damage":[],"unchecked":[],"fetched":0}},"failed":null,"retry_after":null,"spent":{"requests":[],"bytes":[],"remaining":[]}}}"#;
+    const ENDED: &str = r#"{"ended":{"done":{"rechecked":{"repaired":false,"damage":[],"unchecked":[],"fetched":0}},"failed":null,"retry_after":null,"of_clock":false,"spent":{"requests":[],"bytes":[],"remaining":[]}}}"#;
 
     #[tokio::test]
     async fn one_that_says_nothing_is_ended() {
@@ -249,6 +261,27 @@ mod tests {
         assert!(error.is_retryable());
         assert_eq!(events, 4);
         assert!(!worker.is_usable());
+        let status = timeout(FAREWELL, worker.child.wait()).await;
+        assert!(status.expect("it ends").is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_that_never_comes_to_an_end_is_not_listened_to_for_ever() {
+        let (mut worker, mut far) = worker();
+        worker.silence = Duration::from_secs(10);
+        let tell = async {
+            let piece = vec![b'x'; 1 << 20];
+            // Until nobody takes it any more.
+            for _ in 0..5 {
+                let _ = timeout(Duration::from_secs(1), far.write_all(&piece)).await;
+            }
+        };
+        let job = job();
+        let run = worker.run(&job, |_| {});
+        let ((ended, _), ()) = tokio::join!(run, tell);
+        let error = ended.expect_err("it chatters");
+        assert!(error.message().contains("said more than"), "{error}");
+        assert!(error.hint_text().is_some());
         let status = timeout(FAREWELL, worker.child.wait()).await;
         assert!(status.expect("it ends").is_ok());
     }

@@ -233,6 +233,53 @@ fn of_two_declarations_of_one_image_the_first_counts() {
     }
 }
 
+/// Else one would pin what the other unpins, for ever.
+#[test]
+fn of_two_platforms_of_one_record_the_first_says_whether_it_is_pinned() {
+    let mut dir = Dir::new();
+    dir.write("a.txt", "r/a:1\nr/b:1\n");
+    dir.write(
+        "b.toml",
+        r#"
+[[image]]
+reference = "r/a:1"
+platforms = ["linux/arm64", "linux/arm/v7"]
+pin = false
+keep_previous = 3
+
+[[image]]
+reference = "r/a:1"
+platforms = ["linux/arm64"]
+namespace = "other"
+pin = false
+
+[[image]]
+reference = "r/b:1"
+platforms = ["linux/arm64"]
+"#,
+    );
+    let read = dir.read();
+    let said = |image: &Desired| (image.platform.clone(), image.pin, image.keep_previous);
+    let said: Vec<_> = read.images.iter().map(said).collect();
+    let expected = [
+        ("host", true, 1),
+        ("host", true, 1),
+        ("linux/arm64", true, 1),
+        ("linux/arm/v7", true, 1),
+        ("linux/arm64", false, 1),
+        ("linux/arm64", true, 1),
+    ];
+    assert_eq!(
+        said,
+        expected.map(|(name, pin, keep)| (name.to_owned(), pin, keep))
+    );
+    assert_eq!(read.notes.len(), 1, "{:?}", read.notes);
+    for part in ["a.txt`, line 1", "b.toml`, line 3", "docker.io/r/a:1"] {
+        assert!(read.notes[0].contains(part), "no {part}: {}", read.notes[0]);
+    }
+    assert!(read.complete && read.faults.is_empty());
+}
+
 #[test]
 fn an_image_for_other_hosts_is_no_fault_and_comes_with_a_label() {
     let mut dir = Dir::new();

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     reconcile::Why,
     redact::Secret,
-    schedule::{Backoff, Jitter, Windows},
+    schedule::{Jitter, Windows},
 };
 
 fn settings() -> Settings {
@@ -25,6 +25,10 @@ fn key(name: &str) -> Key {
     }
 }
 
+fn record(name: &str) -> Record {
+    Record::of(&key(name))
+}
+
 fn at(text: &str) -> Timestamp {
     text.parse().expect("a time")
 }
@@ -36,8 +40,9 @@ fn failures_add_up_until_something_succeeds() {
     let mut memory = Memory::first();
     let now = at(NOW);
     let error = Error::new(Kind::Unavailable, "cannot fetch").registry("r.example");
+    let pull = Step::Pull(Why::Due);
     for count in 1..4_u32 {
-        memory.failed(&key("a"), now, &error, &settings());
+        memory.failed(&key("a"), now, pull, &error, &settings());
         let remembered = memory.get(&key("a")).expect("remembered");
         assert_eq!(remembered.failures, count);
         let wait = now
@@ -64,16 +69,23 @@ fn failures_add_up_until_something_succeeds() {
     memory.succeeded(&key("a"), later, Step::Pin(true));
     assert_eq!(memory.get(&key("a")), Some(&expected));
     for (kind, left) in [(Kind::Unavailable, 1), (Kind::ContainerdUnavailable, 0)] {
-        memory.failed(&key("a"), now, &Error::new(kind, "no"), &settings());
-        memory.succeeded(&key("a"), later, Step::Pin(true));
-        let remembered = memory.get(&key("a")).expect("remembered");
-        assert_eq!(remembered.failures, left, "{kind:?}");
-        assert_eq!(remembered.error.is_some(), left == 1);
-        memory.succeeded(&key("a"), now, Step::Recheck);
+        memory.failed(&key("a"), now, pull, &Error::new(kind, "no"), &settings());
+        for step in [Step::Pin(true), Step::Trim, Step::Recheck] {
+            memory.succeeded(&key("a"), later, step);
+            let remembered = memory.get(&key("a")).expect("remembered");
+            assert_eq!(remembered.failures, left, "{kind:?} {step:?}");
+            assert_eq!(remembered.error.is_some(), left == 1);
+        }
+        memory.succeeded(&key("a"), now, pull);
         let compared = Remembered {
             sound: true,
             ..expected.clone()
         };
+        assert_eq!(memory.get(&key("a")), Some(&compared));
+        // The same word of the engine about a record says nothing of a registry.
+        let error = Error::new(kind, "no");
+        memory.failed(&key("a"), now, Step::Recheck, &error, &settings());
+        memory.succeeded(&key("a"), now, Step::Pin(true));
         assert_eq!(memory.get(&key("a")), Some(&compared));
     }
 }
@@ -84,7 +96,13 @@ fn a_clock_that_cannot_be_right_is_tried_within_five_minutes() {
     let now = at("1970-01-01T00:10:00Z");
     let error = Error::new(Kind::Unavailable, "cannot fetch");
     for _ in 0..20 {
-        memory.failed(&key("a"), now, &error, &settings());
+        memory.failed(
+            &key("a"),
+            now,
+            Step::Pull(Why::Missing),
+            &error,
+            &settings(),
+        );
     }
     let next = |memory: &Memory, name| memory.get(&key(name)).and_then(|r| r.next_try);
     assert!(next(&memory, "a").expect("a wait") <= at("1970-01-01T00:15:00Z"));
@@ -111,8 +129,6 @@ fn after_an_unclean_stop_everything_is_compared_once() {
     );
     memory.succeeded(&key("a"), at(NOW), Step::Recheck);
     assert!(!memory.get(&key("a")).expect("remembered").recheck);
-    memory.doubt(&key("a"));
-    assert!(memory.get(&key("a")).expect("remembered").recheck);
 }
 
 #[test]
@@ -144,19 +160,15 @@ fn a_daemon_that_is_killed_again_and_again_comes_to_the_end_of_its_comparing() {
         rechecks(&restarted(&restarted(&memory, ""), "")),
         [true, true]
     );
-    // What is odd is compared even so.
-    memory.doubt(&key("a"));
-    assert_eq!(rechecks(&restarted(&memory, "first")), [true, false]);
 }
 
 #[test]
 fn what_nobody_asks_for_is_not_remembered_for_ever() {
     let mut memory = Memory::first();
-    for name in ["a", "b"] {
-        memory.undesired_since(&key(name), at(NOW));
-    }
-    memory.keep_undesired(|kept| *kept == key("a"));
-    assert_eq!(memory.undesired().collect::<Vec<_>>(), [&key("a")]);
+    memory.undesired_since(&record("a"), at(NOW));
+    assert_eq!(memory.undesired().collect::<Vec<_>>(), [&record("a")]);
+    memory.forget_undesired();
+    assert_eq!(memory.undesired().count(), 0);
 }
 
 #[test]
@@ -173,18 +185,36 @@ fn what_is_not_desired_is_remembered_until_it_is_removed() {
     assert!(memory.get(&key("a")).is_some() && memory.get(&key("b")).is_none());
     memory.forget(&[key("a")].into(), tomorrow);
     assert_eq!(memory.removable(at(NOW), day), []);
-    assert_eq!(memory.removable(tomorrow, day), [key("b"), key("c")]);
+    assert_eq!(memory.removable(tomorrow, day), [record("b"), record("c")]);
     assert_eq!(memory.next_removal(day), Some(tomorrow));
-    assert_eq!(memory.undesired_since(&key("b"), after), Some(at(NOW)));
-    assert_eq!(memory.undesired_since(&key("d"), after), Some(after));
+    assert_eq!(memory.undesired_since(&record("b"), after), Some(at(NOW)));
+    assert_eq!(memory.undesired_since(&record("d"), after), Some(after));
     // One is declared again, another removed.
     memory.forget(&[key("a"), key("b")].into(), after);
-    memory.removed(&key("d"));
-    assert_eq!(memory.removable(tomorrow, day), [key("c")]);
+    memory.removed(&record("d"));
+    assert_eq!(memory.removable(tomorrow, day), [record("c")]);
     assert_eq!(
         memory.removable(at("1970-01-01T00:00:00Z"), Duration::ZERO),
         []
     );
+}
+
+/// A record is one for all platforms, and goes when none of them is desired.
+#[test]
+fn a_record_is_desired_as_long_as_one_of_its_platforms_is() {
+    let mut memory = Memory::first();
+    let arm = Key {
+        platform: "linux/arm/v7".to_owned(),
+        ..key("a")
+    };
+    for key in [&key("a"), &arm] {
+        memory.succeeded(key, at(NOW), Step::Pull(Why::Missing));
+    }
+    memory.forget(&[key("a")].into(), at(NOW));
+    assert!(memory.get(&arm).is_none());
+    assert_eq!(memory.undesired().count(), 0);
+    memory.forget(&[].into(), at(NOW));
+    assert_eq!(memory.undesired().collect::<Vec<_>>(), [&record("a")]);
 }
 
 #[test]
@@ -193,11 +223,11 @@ fn the_list_of_what_was_once_desired_has_an_end() {
     let mut moment = at(NOW);
     for number in 0..=MOST_UNDESIRED {
         moment = later(moment, Duration::from_secs(1));
-        memory.undesired_since(&key(&number.to_string()), moment);
+        memory.undesired_since(&record(&number.to_string()), moment);
     }
     let all = memory.removable(moment, Duration::ZERO);
     assert_eq!(all.len(), MOST_UNDESIRED);
-    assert!(!all.contains(&key("0")), "the oldest went");
+    assert!(!all.contains(&record("0")), "the oldest went");
 }
 
 #[test]
@@ -237,6 +267,7 @@ fn remembered() -> impl Strategy<Value = Remembered> {
         .prop_map(
             |(last_check, last_success, failures, next_try, error, recheck)| Remembered {
                 sound: !recheck,
+                of_fetching: recheck,
                 last_check,
                 last_success,
                 failures,
@@ -256,7 +287,7 @@ proptest! {
     ) {
         let memory = Memory {
             images: images.into_iter().map(|(name, one)| (key(&name), one)).collect(),
-            undesired: undesired.into_iter().map(|(name, one)| (key(&name), one)).collect(),
+            undesired: undesired.into_iter().map(|(name, one)| (record(&name), one)).collect(),
             clean,
             boot: "a boot".to_owned(),
         };

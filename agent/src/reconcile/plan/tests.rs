@@ -130,13 +130,7 @@ fn what_is_there_is_refreshed_when_its_time_and_its_hosts_offset_have_come() {
     world.now = at(NOW);
     assert_eq!(steps(&world.plan()), [("a", Step::Pull(Why::Due))]);
     world.set_refresh(Refresh::Never);
-    assert_eq!(
-        world.plan(),
-        Plan {
-            may_fetch: true,
-            ..Plan::default()
-        }
-    );
+    assert_eq!(world.plan(), Plan::default());
 }
 
 #[test]
@@ -165,7 +159,6 @@ fn fetching_waits_for_a_window_and_nothing_else_does() {
     let plan = world.plan();
     assert_eq!(steps(&plan), [("a", Step::Recheck), ("a", Step::Pin(true))]);
     assert_eq!(plan.wake, Some(at("2026-11-28T22:00:00Z")));
-    assert!(!plan.may_fetch);
     world.ask("b");
     assert_eq!(steps(&world.plan())[0], ("b", Step::Pull(Why::Asked)));
     world.asked.clear();
@@ -174,7 +167,6 @@ fn fetching_waits_for_a_window_and_nothing_else_does() {
     world.remember("b", |r| r.next_try = Some(at("2026-11-29T06:10:00Z")));
     world.remember("a", |r| r.last_check = Some(at("2026-11-29T05:00:00Z")));
     let plan = world.plan();
-    assert!(plan.may_fetch);
     assert_eq!(plan.wake, Some(at("2026-11-29T22:00:00Z")));
     world.now = at("2026-11-29T22:00:00Z");
     assert!(steps(&world.plan()).contains(&("b", Step::Pull(Why::Missing))));
@@ -201,6 +193,48 @@ fn nothing_is_done_before_the_next_try_unless_somebody_asks() {
     assert_eq!(steps(&world.plan()), [("b", Step::Pull(Why::Asked))]);
 }
 
+/// A pin needs no registry, and one that limits us may be waited for a day.
+#[test]
+fn what_needs_no_registry_does_not_wait_for_one() {
+    let loose = Observed {
+        pinned: false,
+        previous: vec![Digest::of(b"2"), Digest::of(b"3")],
+        ..present()
+    };
+    let mut world = world([loose]);
+    world.remember("a", |r| r.recheck = true);
+    let key = desired("a", Refresh::Never).key();
+    let limit = crate::error::Error::new(crate::kind::Kind::RateLimited, "slow down");
+    let limit = limit.after(Some(5 * HOUR));
+    let (now, settings) = (world.now, world.settings.clone());
+    let due = Step::Pull(Why::Due);
+    world.memory.failed(&key, now, due, &limit, &settings);
+    let until = world.memory.get(&key).and_then(|r| r.next_try);
+    assert!(until.is_some_and(|until| until >= later(now, 5 * HOUR)));
+    let all = [
+        ("a", Step::Recheck),
+        ("a", Step::Pin(true)),
+        ("a", Step::Trim),
+    ];
+    assert_eq!(steps(&world.plan()), all);
+    world.run();
+    // The registry's word still counts.
+    let plan = world.plan();
+    assert_eq!((steps(&plan), plan.wake), (vec![], until));
+    // What fails itself waits by itself.
+    world.remember("a", |r| r.recheck = true);
+    let away = crate::error::Error::new(crate::kind::Kind::NotFound, "no such record");
+    world
+        .memory
+        .failed(&key, now, Step::Recheck, &away, &settings);
+    let plan = world.plan();
+    assert_eq!(
+        (steps(&plan), plan.wake),
+        (vec![], until),
+        "and changes no word"
+    );
+}
+
 #[test]
 fn a_clock_that_cannot_be_right_is_waited_for_and_then_tried() {
     let mut world = world([present(), Observed::default()]);
@@ -208,7 +242,6 @@ fn a_clock_that_cannot_be_right_is_waited_for_and_then_tried() {
     world.remember("a", |r| r.recheck = true);
     let plan = world.plan();
     assert_eq!(steps(&plan), [("a", Step::Recheck)]);
-    assert!(!plan.may_fetch);
     assert_eq!(plan.postponed.len(), 2);
     assert_eq!(plan.wake, Some(at("1970-01-01T00:00:40Z")));
     world.run();
@@ -243,13 +276,7 @@ fn an_engine_that_is_away_is_left_alone() {
     world.add(desired("a", Refresh::Every(HOUR)), None);
     world.remember("a", |r| r.recheck = true);
     world.ask("a");
-    assert_eq!(
-        world.plan(),
-        Plan {
-            may_fetch: true,
-            ..Plan::default()
-        }
-    );
+    assert_eq!(world.plan(), Plan::default());
 }
 
 #[derive(Debug, Clone)]
@@ -400,9 +427,9 @@ proptest! {
             }
         }
         prop_assert!(world.others_are_as_desired(), "{world:?}");
-        for (key, tries) in &world.tries {
+        for ((key, is_pull), tries) in &world.tries {
             // Every fifteen minutes, and the quick ones at the start.
-            prop_assert!(*tries <= 72 * 4 + 60, "{key}: {tries}");
+            prop_assert!(*tries <= 72 * 4 + 60, "{key} {is_pull}: {tries}");
         }
     }
 
@@ -440,6 +467,7 @@ proptest! {
             let plan = world.plan();
             prop_assert!(plan.wake.is_none_or(|wake| wake > now));
             for (key, _) in &plan.steps {
+                // No failure is remembered, so there is nothing that local steps need not mind.
                 let next = world.memory.get(key).and_then(|r| r.next_try);
                 let far = later(now, Backoff::MOST);
                 prop_assert!(next.is_none_or(|next| next <= now || next > far));
@@ -459,7 +487,8 @@ fn a_failure_that_somebody_else_made_good_is_over() {
         let mut memory = Memory::first();
         memory.succeeded(&key, now, Step::Pull(Why::Missing));
         let error = crate::error::Error::new(crate::kind::Kind::NotFound, "no such tag");
-        memory.failed(&key, now, &error, &settings(&[]));
+        let step = Step::Pull(Why::Missing);
+        memory.failed(&key, now, step, &error, &settings(&[]));
         let planned = |memory: &Memory, observed: Observed, now| {
             let observed = BTreeMap::from([(key.clone(), observed)]);
             let asked = BTreeSet::new();

@@ -230,6 +230,12 @@ fn what_concerns_the_daemon_is_told_when_it_changes() {
         ..Engine::default()
     };
     board.engine(engine.clone(), None);
+    board.engine(engine.clone(), None);
+    // Why it is away may change while it is.
+    let gone = Error::new(Kind::ContainerdUnavailable, "no answer");
+    board.engine(engine.clone(), Some(gone.clone()));
+    board.engine(engine.clone(), Some(gone.clone()));
+    board.engine(engine.clone(), Some(gone.because("no such file")));
     board.engine(engine, None);
     board.paused(Some("memory"));
     board.paused(Some("memory"));
@@ -239,8 +245,23 @@ fn what_concerns_the_daemon_is_told_when_it_changes() {
         assert!(matches!(notice, Notice::Daemon(_)));
         told += 1;
     }
-    assert_eq!(told, 3);
+    assert_eq!(told, 6);
     let daemon = board.daemon();
     assert!(daemon.first_pass_done);
     assert_eq!(daemon.paused.as_deref(), Some("memory"));
+}
+
+/// Else whoever listens would see the failure go and come with every look.
+#[test]
+fn an_image_that_is_here_with_a_failure_is_told_once() {
+    let board = board(&["a"]);
+    let unreachable = Error::new(Kind::Unavailable, "no answer");
+    let json = Some(as_json(&unreachable));
+    board.here(&key("a"), ready("x"), json.clone(), Some(at(9)), at(2));
+    let mut heard = board.listen();
+    board.here(&key("a"), ready("x"), json, Some(at(9)), at(3));
+    assert!(heard.try_recv().is_err(), "nothing is new");
+    let row = image(&board, "a");
+    assert!(row.is_ready());
+    assert_eq!(row.error_kind(), Some(Kind::Unavailable));
 }

@@ -15,7 +15,8 @@ pub(super) struct World {
     pub(super) thorough: bool,
     /// Whatever is tried fails.
     pub(super) failing: BTreeSet<Key>,
-    pub(super) tries: BTreeMap<Key, u32>,
+    /// How often it failed, pulls and other steps apart.
+    pub(super) tries: BTreeMap<(Key, bool), u32>,
     /// Steps that were planned too early.
     pub(super) early: BTreeMap<Key, Timestamp>,
 }
@@ -73,8 +74,11 @@ impl World {
     pub(super) fn run(&mut self) -> Plan {
         let plan = self.plan();
         let far = later(self.now, Backoff::MOST);
-        for (key, _) in &plan.steps {
-            let next = self.memory.get(key).and_then(|r| r.next_try);
+        for (key, step) in &plan.steps {
+            let known = self.memory.get(key);
+            // What needs no registry does not wait for one.
+            let is_free = !matches!(step, Step::Pull(_)) && known.is_some_and(|r| r.of_fetching);
+            let next = known.and_then(|r| r.next_try).filter(|_| !is_free);
             if let Some(next) = next.filter(|next| *next > self.now && *next <= far) {
                 self.early.insert(key.clone(), next);
             }
@@ -85,10 +89,12 @@ impl World {
                 continue;
             }
             if self.failing.contains(key) {
-                *self.tries.entry(key.clone()).or_default() += 1;
+                let is_pull = matches!(step, Step::Pull(_));
+                *self.tries.entry((key.clone(), is_pull)).or_default() += 1;
                 failed.insert(key.clone());
                 let error = Error::new(Kind::Unavailable, "cannot do it");
-                self.memory.failed(key, self.now, &error, &self.settings);
+                self.memory
+                    .failed(key, self.now, *step, &error, &self.settings);
             } else {
                 self.carry_out(key, *step);
                 self.memory.succeeded(key, self.now, *step);
