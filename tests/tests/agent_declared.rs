@@ -33,6 +33,7 @@ fn by_a_signal_everything_is_read_again() {
     symlink(agent.path("elsewhere"), agent.path("images.d/linked.txt")).unwrap();
     agent.start();
     agent.wait_state(&scene.reference, "ready");
+    agent.wait_quiet();
     std::fs::write(agent.path("elsewhere"), &other).unwrap();
     // Longer than a change that is noticed takes to be taken up.
     std::thread::sleep(Duration::from_secs(2));
