@@ -239,6 +239,22 @@ impl Agent {
         }
     }
 
+    /// Waits until there is nothing to do, the second look after a connection included, which
+    /// comes two seconds after it: no pass for twice that time. When the last one was.
+    #[track_caller]
+    pub fn wait_quiet(&self) -> Value {
+        let passed = || self.status()["last_pass"].clone();
+        let (mut last, mut since) = (passed(), Instant::now());
+        process::wait_for("nothing to do", PATIENCE, || {
+            let now = passed();
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+            !last.is_null() && since.elapsed() > Duration::from_secs(4)
+        });
+        last
+    }
+
     /// The value of a metric's only series that has all of `labels` in its line.
     #[track_caller]
     pub fn metric(&self, name: &str, labels: &[&str]) -> Option<f64> {

@@ -15,6 +15,7 @@ use edgepull_tests::image::{self, host};
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::process::wait_for;
 use edgepull_tests::scene::{NAMESPACE, Scene};
+use edgepull_tests::tools::Lab;
 use nix::sys::signal::Signal;
 
 /// 8 MiB in four layers, at a pace that leaves time to break something: about two seconds.
@@ -180,4 +181,24 @@ fn the_disk_of_a_layout_is_full() {
             .join("index.json")
             .exists()
     );
+}
+
+/// In a container the process has the same number each time: what an earlier one left when it was
+/// killed is in nobody's way.
+#[test]
+fn a_view_that_was_left_behind_stops_no_check() {
+    let scene = Scene::new(Version::V1_7, image::hello());
+    scene.pull();
+    let chain = scene.layout().chain(&scene.manifest());
+    let top = chain.last().unwrap();
+    let left = format!("edgepull-recheck-1-0 {top}");
+    let view = ["snapshots", "view", &left, top];
+    scene.daemon.ctr(NAMESPACE, &view).ok();
+    let program = Lab::get().edgepull();
+    let words = ["--pid", "--fork", "--"].map(Path::new);
+    let call = Edgepull::of("unshare", words.into_iter().chain([&*program]));
+    let call = call.args(["repair", "--check"]).json();
+    let report = call.on(&scene.daemon, NAMESPACE).run().exits(0).element();
+    assert_eq!(report["verdict"], "sound", "{report:#}");
+    assert_eq!(report["unchecked"].as_array().map(Vec::len), Some(0));
 }

@@ -337,10 +337,13 @@ impl Check<'_> {
         let Some(step) = image.steps.get(top) else {
             return Ok(None);
         };
+        // In a container, or after a boot, the process has the same number again, and a view of
+        // one that was killed may still be there.
         let key = format!(
-            "{VIEW}{}-{} {}",
+            "{VIEW}{}-{}-{} {}",
             std::process::id(),
             COUNTER.fetch_add(1, Ordering::Relaxed),
+            jiff::Timestamp::now().as_nanosecond(),
             step.chain
         );
         let engine = self.lease.engine()?;

@@ -257,10 +257,7 @@ fn by_ctr(scene: &Scene, references: &[String]) {
 /// real device; so the program's own pages are counted apart.
 fn emulated(scene: &Scene, agent: &mut Agent) {
     let target = Target::named("arm-unknown-linux-musleabihf");
-    let Some(empty) = empty(&scene.daemon.dir().join("empty")) else {
-        println!("(no compiler for Arm: run `make dist` for that figure)");
-        return;
-    };
+    let empty = empty(&scene.daemon.dir().join("empty"));
     let mut words = target.runner();
     words.push(empty);
     let mut command = tied(&words[0]);
@@ -333,11 +330,13 @@ impl Emulated {
 }
 
 /// A static program that sleeps, by the compiler that the shipped files are built with.
-fn empty(at: &Path) -> Option<PathBuf> {
+fn empty(at: &Path) -> PathBuf {
     let python = Lab::get().workspace().join("build/cross/tools/bin/python");
-    if !python.is_file() {
-        return None;
-    }
+    assert!(
+        python.is_file(),
+        "{} is missing: run `make dist` first",
+        python.display()
+    );
     let source = at.with_extension("c");
     std::fs::write(
         &source,
@@ -352,5 +351,5 @@ fn empty(at: &Path) -> Option<PathBuf> {
         .arg(source)
         .stdin(Stdio::null());
     run(&mut compile).ok();
-    Some(at.to_path_buf())
+    at.to_path_buf()
 }
