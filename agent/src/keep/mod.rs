@@ -3,6 +3,7 @@
 
 mod choose;
 mod files;
+mod judge;
 mod layers;
 pub mod observe;
 pub mod pin;
