@@ -4,30 +4,26 @@
 //! nothing declares them. What was pulled by hand is a person's, and what was here before
 //! was adopted: of that the daemon's pin is removed, if it set one, and nothing else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 
 use super::{
     AGENT,
     pin::{is_ours, without_pin},
-    previous::unheld,
-    stand::Standing,
+    previous::{holds, unheld},
+    users::Users,
 };
 use crate::{
     containerd::{
-        Engine, K8S_NAMESPACE, StoreSource,
+        Engine, K8S_NAMESPACE,
         image::ImageRecord,
-        labels::{Labels, MANAGED, PREVIOUS, TARGET, gc_snapshot_key},
+        labels::{Labels, MANAGED, PREVIOUS, TARGET},
     },
     desired::Desired,
     error::{Error, Result},
-    oci::{Descriptor, Digest, DocumentKind},
-    source::Source,
+    oci::Digest,
 };
-
-/// Indexes inside indexes are followed this deep.
-const MAX_DEPTH: usize = 4;
 
 /// How to prune.
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,15 +51,6 @@ pub struct PrunedRow {
     pub action: Action,
     pub reason: String,
     pub error: Option<Error>,
-}
-
-/// The names of the records of ours, by creation or by pin, that belong to nothing desired.
-pub async fn undeclared_names(engine: &Engine, desired: &[Desired]) -> Result<Vec<String>> {
-    let all = engine.images(Vec::new()).await?;
-    Ok(undeclared(engine.namespace(), &all, desired)
-        .into_iter()
-        .map(|record| record.name.clone())
-        .collect())
 }
 
 /// Lets go of what none of `desired` declares in the engine's namespace. `desired` must be
@@ -127,7 +114,7 @@ async fn act(
     }
 }
 
-fn is_owned(record: &ImageRecord) -> bool {
+pub(super) fn is_owned(record: &ImageRecord) -> bool {
     record.labels.get(MANAGED).is_some_and(|by| by == AGENT)
 }
 
@@ -146,8 +133,7 @@ fn undeclared<'a>(
         .map(|desired| desired.reference.record_name())
         .collect();
     let is_kept = |record: &ImageRecord| {
-        let previous = record.labels.get(PREVIOUS);
-        names.contains(&record.name) || previous.is_some_and(|of| names.contains(of))
+        names.contains(&record.name) || holds(record).any(|hold| names.contains(hold.of))
     };
     // What CRI wants beside the records of an image goes with them.
     let targets: BTreeSet<&Digest> = all
@@ -197,108 +183,28 @@ impl Plan {
 }
 
 fn plan(namespace: &str, record: &ImageRecord, user: Option<String>) -> Plan {
-    let reason = if !is_owned(record) {
-        "edgepull did not create it".to_owned()
-    } else if namespace == K8S_NAMESPACE {
-        "removing it is left to kubelet".to_owned()
-    } else if record.labels.get(TARGET).map(String::as_str) != Some(record.target.digest.as_str()) {
-        "it does not point at what edgepull made it for".to_owned()
-    } else if let Some(user) = user {
-        format!("{user} uses it")
-    } else {
-        return Plan {
+    match stays(namespace, record, user) {
+        Some(reason) => Plan::keep(record, reason),
+        None => Plan {
             action: Action::Removed,
             reason: "nothing declares it".to_owned(),
             labels: Labels::new(),
-        };
-    };
-    Plan::keep(record, reason)
-}
-
-/// Who uses images; asked for as little as possible.
-struct Users<'a> {
-    engine: &'a Engine,
-    standing: BTreeMap<String, Standing>,
-}
-
-impl<'a> Users<'a> {
-    fn new(engine: &'a Engine) -> Self {
-        Self {
-            engine,
-            standing: BTreeMap::new(),
-        }
-    }
-
-    async fn of(&mut self, record: &ImageRecord) -> Result<Option<String>> {
-        if !is_owned(record) || self.engine.namespace() == K8S_NAMESPACE {
-            return Ok(None);
-        }
-        let snapshotters: Vec<String> = self
-            .engine
-            .snapshotters()
-            .iter()
-            .filter(|snapshotter| snapshotter.init_error.is_none())
-            .map(|snapshotter| snapshotter.name.clone())
-            .collect();
-        let tops = tops(self.engine, &record.target, &snapshotters).await?;
-        let mut asked: BTreeSet<&str> = tops.iter().map(|(name, _)| name.as_str()).collect();
-        // Containers are the same for every snapshotter; one must be asked in any case.
-        asked.extend(snapshotters.first().map(String::as_str));
-        for name in asked {
-            if !self.standing.contains_key(name) {
-                let standing = Standing::of(self.engine, name).await?;
-                self.standing.insert(name.to_owned(), standing);
-            }
-        }
-        let made_from = self
-            .standing
-            .values()
-            .find_map(|standing| standing.made_from(&record.name));
-        Ok(made_from.or_else(|| {
-            tops.iter()
-                .find_map(|(name, top)| self.standing.get(name)?.runs_on(top))
-        }))
+        },
     }
 }
 
-/// The snapshots that containers of an image start from: of all its platforms that are
-/// here, in every snapshotter that it is unpacked for.
-async fn tops(
-    engine: &Engine,
-    target: &Descriptor,
-    snapshotters: &[String],
-) -> Result<Vec<(String, String)>> {
-    let store = StoreSource::new(engine.clone());
-    let mut found = Vec::new();
-    let mut documents = vec![(target.clone(), 0)];
-    while let Some((descriptor, depth)) = documents.pop() {
-        if !store.has(&descriptor).await {
-            continue;
-        }
-        // One that cannot be read has nothing below it that could be run.
-        let Ok(document) = store.document(&descriptor).await else {
-            continue;
-        };
-        match document.kind {
-            DocumentKind::Index(index) if depth < MAX_DEPTH => documents.extend(
-                index
-                    .entries
-                    .into_iter()
-                    .filter(|entry| entry.media_type.is_index() || entry.media_type.is_manifest())
-                    .map(|entry| (entry, depth + 1)),
-            ),
-            DocumentKind::Index(_) => {}
-            DocumentKind::Manifest(manifest) => {
-                let info = engine.blob_info(&manifest.config.digest).await?;
-                let labels = info.map(|info| info.labels).unwrap_or_default();
-                found.extend(snapshotters.iter().filter_map(|name| {
-                    let top = labels.get(&gc_snapshot_key(name))?;
-                    Some((name.clone(), top.clone()))
-                }));
-            }
-        }
+/// Why a record may not be removed, whatever nobody declares any more; `user` is who uses
+/// its image.
+pub(super) fn stays(namespace: &str, record: &ImageRecord, user: Option<String>) -> Option<String> {
+    if !is_owned(record) {
+        Some("edgepull did not create it".to_owned())
+    } else if namespace == K8S_NAMESPACE {
+        Some("removing it is left to kubelet".to_owned())
+    } else if record.labels.get(TARGET).map(String::as_str) != Some(record.target.digest.as_str()) {
+        Some("it does not point at what edgepull made it for".to_owned())
+    } else {
+        user.map(|user| format!("{user} uses it"))
     }
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -307,7 +213,7 @@ mod tests {
     use crate::{
         containerd::labels::{CRI_PINNED, PINNED, PINNED_BY},
         desired::Origin,
-        oci::{MediaType, Reference},
+        oci::{Descriptor, MediaType, Reference},
         schedule::Refresh,
     };
 
