@@ -58,7 +58,8 @@ pub(super) struct Compared {
     pub(super) wrong: Vec<Wrong>,
     /// More of them than are listed.
     pub(super) more: u64,
-    pub(super) entries: u64,
+    /// What the disk has less of than it should (bytes).
+    pub(super) lost: u64,
 }
 
 /// Compares the layer that `tar` streams with `directory`, where it was unpacked. Fails
@@ -71,7 +72,6 @@ pub(super) fn compare(tar: impl Read, directory: &Path) -> Result<Compared> {
     let mut entries = LayerEntries::new(tar);
     let mut compared = Compared::default();
     while let Some(entry) = entries.next_entry()? {
-        compared.entries += 1;
         layer.look(&entry, &mut entries)?;
     }
     if layer.suspects.is_empty() && layer.overflow > 0 {
@@ -81,6 +81,8 @@ pub(super) fn compare(tar: impl Read, directory: &Path) -> Result<Compared> {
         ));
     }
     compared.more = layer.overflow;
+    let lost = layer.suspects.values().map(|suspect| suspect.lost);
+    compared.lost = lost.fold(layer.lost, u64::saturating_add);
     compared.wrong = layer
         .suspects
         .into_iter()
@@ -101,6 +103,8 @@ struct Suspect {
     inode: Option<(u64, u64)>,
     /// Only permissions or owner differ.
     attributes: bool,
+    /// Bytes that the file is too short.
+    lost: u64,
 }
 
 /// Where an entry is, as the disk has it in the end.
@@ -118,6 +122,8 @@ struct Layer {
     parent: Option<(Vec<u8>, Option<OwnedFd>)>,
     suspects: BTreeMap<Vec<u8>, Suspect>,
     overflow: u64,
+    /// Bytes that the files beyond are too short.
+    lost: u64,
     /// Whether users and groups here are the ones that the layer speaks of.
     own_ids: bool,
     reader: Reader,
@@ -133,6 +139,7 @@ impl Layer {
             parent: None,
             suspects: BTreeMap::new(),
             overflow: 0,
+            lost: 0,
             own_ids: judge::has_own_ids(),
             reader: Reader::new(),
         })
@@ -190,8 +197,10 @@ impl Layer {
         let Some(Difference { expected, found }) = difference else {
             return Ok(());
         };
+        let lost = judge::lost(entry.kind, place.stat.as_ref());
         if self.suspects.len() >= MAX_SUSPECTS {
             self.overflow += 1;
+            self.lost = self.lost.saturating_add(lost);
             return Ok(());
         }
         self.suspects.insert(
@@ -201,6 +210,7 @@ impl Layer {
                 found,
                 inode,
                 attributes,
+                lost,
             },
         );
         Ok(())

@@ -54,6 +54,15 @@ pub(super) fn kind(kind: EntryKind, found: Option<&FileStat>) -> Option<Differen
     })
 }
 
+/// Bytes that what is there has less than the entry's file.
+pub(super) fn lost(kind: EntryKind, found: Option<&FileStat>) -> u64 {
+    let there = found.filter(|stat| file_type(stat) == SFlag::S_IFREG);
+    match kind {
+        EntryKind::File(size) => size.saturating_sub(there.map_or(0, size_of)),
+        _ => 0,
+    }
+}
+
 /// What permissions and owner are instead of the entry's. With `own_ids` users and groups
 /// here are those that the layer speaks of.
 pub(super) fn attributes(entry: &LayerEntry, stat: &FileStat, own_ids: bool) -> Option<Difference> {

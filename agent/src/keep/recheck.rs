@@ -12,6 +12,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
@@ -29,12 +30,16 @@ use crate::{
     },
     error::{Error, Result},
     oci::{ChainId, Descriptor, Digest},
-    pull::plan::{Image, unique},
+    pull::{
+        Need,
+        plan::{Image, unique},
+    },
     resolve::Want,
 };
 
 /// Damages that a report lists; of more it says the number.
 const MAX_LISTED: usize = 50;
+const GONE: &str = "the snapshot was removed while it was looked at";
 /// How the views of a check are named; whoever finds one may remove it.
 pub(super) const VIEW: &str = "edgepull-recheck-";
 
@@ -119,6 +124,9 @@ pub struct Report {
     pub(super) wanting: BTreeSet<Digest>,
     /// The lowest layer with damaged files, as its place in the chain.
     pub(super) lowest: Option<usize>,
+    /// What the disk has less of than it should, of what is damaged: a healed image takes
+    /// that much more.
+    pub(super) lost: Need,
 }
 
 impl Report {
@@ -154,6 +162,15 @@ impl Report {
             expected: expected.into(),
             found: found.into(),
         });
+    }
+
+    /// What was found of files proves nothing.
+    fn forget_files(&mut self) {
+        self.damage.retain(|damage| damage.kind != DamageKind::File);
+        self.more = 0;
+        self.lowest = None;
+        self.lost.unpack = 0;
+        self.skipped(None, GONE);
     }
 
     fn skipped(&mut self, layer: Option<&Digest>, reason: impl Into<String>) {
@@ -193,11 +210,13 @@ pub async fn recheck(
         }
         Err(error) => return Err(error),
     };
-    let hash = lease_hash(
-        engine.namespace(),
-        &format!("{snapshotter} recheck"),
-        &target.digest,
+    // Nobody else's: another check of the same image would end it below this one.
+    let own = format!(
+        "{snapshotter} recheck {} {}",
+        std::process::id(),
+        Timestamp::now()
     );
+    let hash = lease_hash(engine.namespace(), &own, &target.digest);
     let lease = Lease::acquire(engine, &hash).await?;
     let check = Check {
         engine,
@@ -247,6 +266,15 @@ impl Check<'_> {
             .layers(&image, &present, &directories, sound, &mut report)
             .await;
         if let Some(key) = key {
+            // Whoever repairs the image meanwhile takes the view away, and files with it.
+            if report.lowest.is_some()
+                && !self
+                    .engine
+                    .has_snapshot_named(self.snapshotter, &key)
+                    .await?
+            {
+                report.forget_files();
+            }
             self.engine
                 .remove_snapshot_named(self.snapshotter, &key)
                 .await?;
@@ -350,8 +378,7 @@ impl Check<'_> {
         {
             Ok(mounts) => mounts,
             Err(failure) if failure.cause == Cause::Missing => {
-                let reason = "the snapshot was removed while it was looked at";
-                report.skipped(None, reason);
+                report.skipped(None, GONE);
                 return Ok(None);
             }
             Err(failure) => return Err(failure.into()),
@@ -427,6 +454,7 @@ impl Check<'_> {
         let Some(_) = self.engine.blob_info(digest).await? else {
             if promised.contains(digest.as_str()) {
                 report.damaged(DamageKind::Blob, digest, None, expected(), "nothing");
+                report.lost.fetch = report.lost.fetch.saturating_add(layer.size);
             } else {
                 report.skipped(
                     Some(digest),
@@ -439,6 +467,8 @@ impl Check<'_> {
         report.read += read.bytes;
         if let Some(found) = read.blob {
             report.damaged(DamageKind::Blob, digest, None, expected(), found);
+            let lost = layer.size.saturating_sub(read.bytes);
+            report.lost.fetch = report.lost.fetch.saturating_add(lost);
             return Ok(false);
         }
         match read.files {
@@ -455,6 +485,7 @@ impl Check<'_> {
                     );
                 }
                 if !compared.wrong.is_empty() {
+                    report.lost.unpack = report.lost.unpack.saturating_add(compared.lost);
                     return Ok(true);
                 }
             }
