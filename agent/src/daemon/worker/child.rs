@@ -305,7 +305,6 @@ impl Bench {
             engine: &attached.engine,
             client,
             snapshotter: &attached.snapshotter,
-            host: Some(host),
             events,
             state_dir: locks,
             managed_by: AGENT,
