@@ -7,7 +7,10 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::{AGENT, pin, prune, users::Users};
+use super::{
+    AGENT, pin, prune,
+    users::{Users, config_names, is_configs},
+};
 use crate::{
     containerd::{
         Engine, K8S_NAMESPACE,
@@ -207,16 +210,23 @@ async fn release(
     let others: BTreeSet<&str> = all
         .iter()
         .filter(|other| other.target.digest == record.target.digest && other.name != record.name)
-        .filter(|other| !other.name.starts_with("sha256:"))
+        .filter(|other| !is_configs(&other.name))
         .map(|other| other.name.as_str())
         .collect();
     if is_kubernetes && !is_desired && others.is_empty() {
         labels.extend(pin::without_pin(record).unwrap_or_default());
         let id = |other: &&ImageRecord| {
-            other.name.starts_with("sha256:") && other.target.digest == record.target.digest
+            is_configs(&other.name) && other.target.digest == record.target.digest
         };
+        let rest = all.iter().filter(|one| {
+            one.target.digest != record.target.digest
+                && (pin::is_ours(one) || holds(one).next().is_some())
+        });
+        let shared = config_names(engine, rest).await?;
         for other in all.iter().filter(id) {
-            pin::unpin(engine, other).await?;
+            if !shared.contains(&other.name) {
+                pin::unpin(engine, other).await?;
+            }
         }
     }
     engine.label_image(record, labels).await?;

@@ -12,7 +12,7 @@ use super::{
     AGENT,
     pin::{is_ours, without_pin},
     previous::{holds, unheld},
-    users::Users,
+    users::{Users, config_names, is_configs},
 };
 use crate::{
     containerd::{
@@ -65,7 +65,12 @@ pub async fn prune(
     let mut users = Users::new(engine);
     let mut rows = Vec::new();
     let is_asked = |record: &&ImageRecord| options.only.is_none_or(|o| o.contains(&record.name));
-    for record in undeclared.into_iter().filter(is_asked) {
+    // The record of a config may point at an image that nothing declares, and be needed by
+    // one that is declared and has the same config.
+    let configs = declared_configs(engine, &undeclared, &all, desired).await?;
+    let is_shared = |record: &&ImageRecord| configs.contains(&record.name);
+    let undeclared = undeclared.into_iter().filter(|record| !is_shared(record));
+    for record in undeclared.filter(is_asked) {
         let user = users.of(record).await;
         let (plan, error) = match user {
             Ok(user) => (plan(engine.namespace(), record, user), None),
@@ -114,6 +119,36 @@ async fn act(
     }
 }
 
+/// The configs of what is declared, where `undeclared` may have something of theirs.
+async fn declared_configs(
+    engine: &Engine,
+    undeclared: &[&ImageRecord],
+    all: &[ImageRecord],
+    desired: &[Desired],
+) -> Result<BTreeSet<String>> {
+    // Without a pin of ours nothing would be taken from it.
+    let may_be = |record: &&ImageRecord| is_configs(&record.name) && is_ours(record);
+    if engine.namespace() != K8S_NAMESPACE || !undeclared.iter().any(may_be) {
+        return Ok(BTreeSet::new());
+    }
+    let names = declared_names(engine.namespace(), desired);
+    config_names(engine, all.iter().filter(|record| is_kept(record, &names))).await
+}
+
+/// The names of the records that are declared.
+fn declared_names(namespace: &str, desired: &[Desired]) -> BTreeSet<String> {
+    desired
+        .iter()
+        .filter(|desired| desired.namespace == namespace)
+        .map(|desired| desired.reference.record_name())
+        .collect()
+}
+
+/// Whether a record is declared, or held for one that is.
+fn is_kept(record: &ImageRecord, names: &BTreeSet<String>) -> bool {
+    names.contains(&record.name) || holds(record).any(|hold| names.contains(hold.of))
+}
+
 pub(super) fn is_owned(record: &ImageRecord) -> bool {
     record.labels.get(MANAGED).is_some_and(|by| by == AGENT)
 }
@@ -124,17 +159,12 @@ fn undeclared<'a>(
     all: &'a [ImageRecord],
     desired: &[Desired],
 ) -> Vec<&'a ImageRecord> {
+    let names = declared_names(namespace, desired);
+    let is_kept = |record: &ImageRecord| is_kept(record, &names);
     let desired: Vec<&Desired> = desired
         .iter()
         .filter(|desired| desired.namespace == namespace)
         .collect();
-    let names: BTreeSet<String> = desired
-        .iter()
-        .map(|desired| desired.reference.record_name())
-        .collect();
-    let is_kept = |record: &ImageRecord| {
-        names.contains(&record.name) || holds(record).any(|hold| names.contains(hold.of))
-    };
     // What CRI wants beside the records of an image goes with them.
     let targets: BTreeSet<&Digest> = all
         .iter()
@@ -144,7 +174,7 @@ fn undeclared<'a>(
     let is_beside = |record: &ImageRecord| {
         namespace == K8S_NAMESPACE
             && targets.contains(&record.target.digest)
-            && (record.name.starts_with("sha256:")
+            && (is_configs(&record.name)
                 || desired.iter().any(|desired| {
                     let repository = desired.reference.repository();
                     record.name == format!("{repository}@{}", record.target.digest)

@@ -183,7 +183,16 @@ impl Report {
 
 /// Layers that were found sound: images share them, and one look in a pass is enough.
 #[derive(Debug, Default)]
-pub struct Sound(BTreeSet<(Digest, Option<ChainId>)>);
+pub struct Sound(BTreeSet<SoundLayer>);
+
+/// Namespaces share blobs, perhaps, and snapshots never.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct SoundLayer {
+    blob: Digest,
+    namespace: String,
+    /// Whose files were compared: the snapshotter's, by chain.
+    files: Option<(String, ChainId)>,
+}
 
 /// Looks at the image below `target`: reads all of its blobs, changes nothing. Fails if
 /// containerd does; what the image lacks is in the report.
@@ -194,8 +203,8 @@ pub async fn recheck(
     want: &Want,
     sound: &mut Sound,
 ) -> Result<Report> {
-    let choice = match choose(engine, target, want).await {
-        Ok(choice) => choice,
+    let (choice, instead) = match choose(engine, target, want).await {
+        Ok(chosen) => chosen,
         Err(error) if is_damage(&error) => {
             let mut report = Report::default();
             let found = error.message();
@@ -231,6 +240,16 @@ pub async fn recheck(
     let released = lease.release().await;
     let mut report = report?;
     released?;
+    if instead {
+        // It may never have been here, or all of it is lost.
+        let there = choice.platform.as_ref();
+        let there = there.map_or("another platform".to_owned(), ToString::to_string);
+        let wanted = &want.asked;
+        report.skipped(
+            None,
+            format!("the image for `{wanted}` is not here; what is here for {there} was looked at"),
+        );
+    }
     report.choice = Some(choice);
     Ok(report)
 }
@@ -446,7 +465,11 @@ impl Check<'_> {
         report: &mut Report,
     ) -> Result<bool> {
         let digest = &layer.digest;
-        let known = (digest.clone(), chain.cloned());
+        let known = SoundLayer {
+            blob: digest.clone(),
+            namespace: self.engine.namespace().to_owned(),
+            files: chain.map(|chain| (self.snapshotter.to_owned(), chain.clone())),
+        };
         if sound.0.contains(&known) {
             return Ok(false);
         }

@@ -489,7 +489,7 @@ impl Repair<'_> {
             if other.name.starts_with("sha256:") || known(&other.target.digest) {
                 continue;
             }
-            let Ok(choice) = choose(self.engine, &other.target, self.want).await else {
+            let Ok((choice, _)) = choose(self.engine, &other.target, self.want).await else {
                 continue;
             };
             let top = match Image::new(&choice, true) {

@@ -68,6 +68,20 @@ async fn tops(
     target: &Descriptor,
     snapshotters: &[String],
 ) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for config in configs(engine, target).await? {
+        let info = engine.blob_info(&config).await?;
+        let labels = info.map(|info| info.labels).unwrap_or_default();
+        found.extend(snapshotters.iter().filter_map(|name| {
+            let top = labels.get(&gc_snapshot_key(name))?;
+            Some((name.clone(), top.clone()))
+        }));
+    }
+    Ok(found)
+}
+
+/// The configs of an image: of all its platforms that are here.
+pub(super) async fn configs(engine: &Engine, target: &Descriptor) -> Result<Vec<Digest>> {
     let store = StoreSource::new(engine.clone());
     let mut found = Vec::new();
     // Indexes may name one document many times.
@@ -89,15 +103,30 @@ async fn tops(
                     .filter(|entry| entry.media_type.is_index() || entry.media_type.is_manifest())
                     .filter(|entry| seen.insert(entry.digest.clone())),
             ),
-            DocumentKind::Manifest(manifest) => {
-                let info = engine.blob_info(&manifest.config.digest).await?;
-                let labels = info.map(|info| info.labels).unwrap_or_default();
-                found.extend(snapshotters.iter().filter_map(|name| {
-                    let top = labels.get(&gc_snapshot_key(name))?;
-                    Some((name.clone(), top.clone()))
-                }));
-            }
+            DocumentKind::Manifest(manifest) => found.push(manifest.config.digest),
         }
     }
     Ok(found)
+}
+
+/// Whether the record `name` is CRI's for a config.
+pub(super) fn is_configs(name: &str) -> bool {
+    name.starts_with("sha256:")
+}
+
+/// The names of CRI's records for the configs of these images. Two indexes with one config
+/// share such a record, and it points at one of them.
+pub(super) async fn config_names<'a>(
+    engine: &Engine,
+    records: impl Iterator<Item = &'a ImageRecord>,
+) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    let mut seen: BTreeSet<&Digest> = BTreeSet::new();
+    for record in records.filter(|record| !is_configs(&record.name)) {
+        if seen.insert(&record.target.digest) {
+            let configs = configs(engine, &record.target).await?;
+            names.extend(configs.iter().map(Digest::to_string));
+        }
+    }
+    Ok(names)
 }

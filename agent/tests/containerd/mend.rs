@@ -6,7 +6,7 @@ use edgepull::{
     asked::{Asked, Reader},
     error::{Error, Result},
     event::Events,
-    keep::{AGENT, Repair, Sound, Verdict},
+    keep::{AGENT, Repair, Sound, Verdict, recheck},
     kind::Kind,
     pull::{Need, Room},
     registry::{Client, Settings},
@@ -35,11 +35,69 @@ impl Room for Keeper {
     }
 }
 
-fn want() -> Want {
-    match Asked::read("linux/amd64", Reader::default()).expect("a platform") {
+fn want(platform: &str) -> Want {
+    match Asked::read(platform, Reader::default()).expect("a platform") {
         Asked::One(want) => *want,
         Asked::All => panic!("one platform"),
     }
+}
+
+/// Snapshots are a namespace's own: that one's are sound says nothing of another's.
+#[test]
+fn what_is_sound_in_one_namespace_is_looked_at_in_the_other() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::two_layers(52);
+        let source = image.source();
+        let name = reference("r.example/app:1");
+        let (want, mut sound) = (want("linux/amd64"), Sound::default());
+        for (namespace, verdict) in [("default", Verdict::Sound), ("other", Verdict::Damaged)] {
+            pull(&lab, namespace, &request(&name, &image.choice, &source))
+                .await
+                .expect("a pull");
+            if verdict == Verdict::Damaged {
+                // The newest of the two that have it.
+                let file = largest(&lab);
+                fs::write(&file, b"").expect("emptied");
+            }
+            let engine = lab.engine(namespace).await;
+            let target = image.choice.target();
+            let report = recheck(&engine, "overlayfs", target, &want, &mut sound);
+            let report = report.await.expect("an answer");
+            assert_eq!(report.verdict(), verdict, "{namespace}: {report:?}");
+        }
+    });
+}
+
+/// An image that is here for another platform only is no sound one for this.
+#[test]
+fn what_was_looked_at_instead_is_told() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::two_layers(53);
+        let source = image.source();
+        let name = reference("r.example/app:1");
+        pull(&lab, "default", &request(&name, &image.choice, &source))
+            .await
+            .expect("a pull");
+        let engine = lab.engine("default").await;
+        let target = image.choice.target();
+        for (platform, verdict) in [
+            ("linux/amd64", Verdict::Sound),
+            ("linux/s390x", Verdict::Unchecked),
+        ] {
+            let mut sound = Sound::default();
+            let want = want(platform);
+            let report = recheck(&engine, "overlayfs", target, &want, &mut sound).await;
+            let report = report.expect("an answer");
+            assert_eq!(report.verdict(), verdict, "{report:?}");
+            let reasons: Vec<&str> = report.unchecked.iter().map(|u| &*u.reason).collect();
+            let told = reasons
+                .iter()
+                .any(|reason| reason.contains("linux/s390x") && reason.contains("linux/amd64"));
+            assert_eq!(told, verdict == Verdict::Unchecked, "{reasons:?}");
+        }
+    });
 }
 
 /// The largest file of all unpacked layers.
@@ -75,7 +133,7 @@ fn a_repair_asks_for_the_room_that_it_takes_before_it_takes_anything_away() {
         let record = engine.image("r.example/app:1").await.expect("an answer");
         let record = record.expect("a record");
         let client = Client::new(Settings::default());
-        let (want, events, locks) = (want(), Events::none(), lab.path("locks"));
+        let (want, events, locks) = (want("linux/amd64"), Events::none(), lab.path("locks"));
         let mend = async |room: &Keeper| {
             let repair = Repair {
                 engine: &engine,

@@ -8,8 +8,10 @@ use edgepull::{
         lease::lease_hash,
         snapshot::{LayerOf, Prepared},
     },
-    keep::{AGENT, Pinned, hold_previous, observe::Listing, set_pin, trim},
+    desired::{Desired, Origin},
+    keep::{AGENT, Pinned, PruneOptions, hold_previous, observe::Listing, prune, set_pin, trim},
     oci::{ChainId, DiffId, Digest, Reference},
+    schedule::Refresh,
 };
 use jiff::Timestamp;
 
@@ -290,6 +292,68 @@ fn two_tags_hold_what_both_were_each_for_itself() {
             let record = engine.image(&held).await.expect("an answer");
             assert_eq!(record.is_some(), namespace == "k8s.io");
         }
+    });
+}
+
+/// One config below two targets: CRI's record of it is pinned for both.
+#[test]
+fn the_record_of_a_shared_config_is_pinned_while_one_image_needs_it() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let engine = lab.engine("k8s.io").await;
+        let (first, second) = (TestImage::two_layers(45), TestImage::two_layers(45).alone());
+        let (one, two) = (reference("r.example/app:1"), reference("r.example/app:2"));
+        let config = first.choice.config.digest();
+        assert_eq!(config, second.choice.config.digest());
+        assert_ne!(first.choice.target(), second.choice.target());
+        let set = async |name: &Reference, image: &TestImage, on| {
+            let target = image.choice.target();
+            let set = set_pin(&engine, name, target, Some(config), on).await;
+            set.expect("an answer")
+        };
+        let pinned = async || {
+            let record = engine.image(config.as_str()).await.expect("an answer");
+            record.expect("a record").is_pinned()
+        };
+        // The record points at the one that came first.
+        for (name, image) in [(&one, &first), (&two, &second)] {
+            pulled(&lab, &engine, name, image).await;
+            set(name, image, true).await;
+        }
+        let record = engine.image(config.as_str()).await.expect("an answer");
+        let target = record.expect("a record").target.digest;
+        let (there, other) = if target == first.choice.target().digest {
+            ((&one, &first), (&two, &second))
+        } else {
+            ((&two, &second), (&one, &first))
+        };
+        assert_eq!(set(there.0, there.1, false).await, Pinned::Changed);
+        assert!(pinned().await, "the other image needs it");
+        set(there.0, there.1, true).await;
+
+        let declared = [Desired {
+            reference: other.0.clone(),
+            platform: "host".to_owned(),
+            namespace: "k8s.io".to_owned(),
+            refresh: Refresh::Never,
+            pin: true,
+            keep_previous: 0,
+            origin: Origin {
+                file: "images.d/test.txt".into(),
+                line: 1,
+            },
+        }];
+        let rows = prune(&engine, &declared, PruneOptions::default()).await;
+        let rows = rows.expect("pruned");
+        assert!(rows.iter().any(|row| row.record == there.0.record_name()));
+        assert!(
+            rows.iter().all(|row| row.record != config.as_str()),
+            "{rows:?}"
+        );
+        assert!(pinned().await, "it belongs to what is declared");
+
+        assert_eq!(set(other.0, other.1, false).await, Pinned::Changed);
+        assert!(!pinned().await);
     });
 }
 
