@@ -194,8 +194,9 @@ struct SoundLayer {
     files: Option<(String, ChainId)>,
 }
 
-/// Looks at the image below `target`: reads all of its blobs, changes nothing. Fails if
-/// containerd does; what the image lacks is in the report.
+/// Looks at the image below `target`: reads all of its blobs and the files of its snapshots,
+/// under a lease and a view of its own, which it takes away again. Fails if containerd does;
+/// what the image lacks is in the report.
 pub async fn recheck(
     engine: &Engine,
     snapshotter: &str,

@@ -1,7 +1,7 @@
 //! Healing what a check found: damaged blobs are fetched again, damaged snapshots removed
 //! and unpacked again. Nothing that is intact is downloaded.
 //!
-//! It may be stopped at any point. Records and pins are never touched, so the image stays
+//! It may be stopped at any point. No record and no pin is taken away, so the image stays
 //! wanted; what is intact is under a lease that the next call finds; and what is missing
 //! then is what any pull brings back.
 
