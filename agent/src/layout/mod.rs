@@ -52,6 +52,19 @@ const MARKER_TEXT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX_FILE: &str = "index.json";
 const BLOBS: &str = "blobs";
 
+/// Reads the bytes as an extended header, for fuzzing; not an interface.
+#[doc(hidden)]
+pub fn fuzz_pax(bytes: &[u8]) {
+    let mut extended = extended::Extended::default();
+    let read = extended.pax(bytes);
+    if read.is_ok() && extended.is_sparse() {
+        let _ = sparse::parts(
+            &extended.sparse_map,
+            extended.sparse_size.unwrap_or(u64::MAX),
+        );
+    }
+}
+
 /// A local store that was opened for reading, whichever form it has.
 #[derive(Debug)]
 pub enum Local {
