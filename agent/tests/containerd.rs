@@ -9,6 +9,8 @@ mod faults;
 mod keep;
 #[path = "containerd/made.rs"]
 mod made;
+#[path = "containerd/mend.rs"]
+mod mend;
 #[path = "containerd/pins.rs"]
 mod pins;
 #[path = "containerd/shared.rs"]

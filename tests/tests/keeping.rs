@@ -151,6 +151,29 @@ fn what_a_container_uses_stays(version: Version) {
     assert!(scene.daemon.blobs(NAMESPACE).is_empty());
 }
 
+/// docker's containers are none to containerd, and do not stand on the image itself.
+fn what_docker_made_a_container_from_stays(version: Version) {
+    let scene = Scene::new(version, image::hello());
+    let old = pulled_by_the_daemon(&scene, NAMESPACE, "lab/old", false);
+    let chain = scene.layout().chain(&scene.manifest());
+    for args in [
+        &["prepare", "d0-init-key", chain.last().unwrap()][..],
+        &["commit", "d0-init", "d0-init-key"],
+        &["prepare", "d0", "d0-init"],
+    ] {
+        let args = [&["snapshots"], args].concat();
+        scene.daemon.ctr(NAMESPACE, &args).ok();
+    }
+    let rows = prune(&scene, NAMESPACE, &[], &[]).exits(0).elements();
+    assert_eq!(rows[0]["action"], "kept", "{rows:#?}");
+    assert_eq!(rows[0]["reason"], "snapshot d0 uses it");
+    for name in ["d0", "d0-init"] {
+        scene.daemon.ctr(NAMESPACE, &["snapshots", "rm", name]).ok();
+    }
+    let removed = BTreeMap::from([(old, "removed".to_owned())]);
+    assert_eq!(actions(prune(&scene, NAMESPACE, &[], &[])), removed);
+}
+
 fn what_points_elsewhere_by_now_stays(version: Version) {
     let scene = Scene::new(version, image::hello());
     let old = pulled_by_the_daemon(&scene, NAMESPACE, "lab/old", false);
@@ -334,6 +357,7 @@ on_each_containerd!(
     what_nothing_declares_is_removed,
     what_was_here_before_is_only_unpinned,
     what_a_container_uses_stays,
+    what_docker_made_a_container_from_stays,
     what_points_elsewhere_by_now_stays,
     kubelet_removes_its_own,
     a_pin_says_whose_it_is,

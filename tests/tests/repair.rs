@@ -6,8 +6,10 @@
 )]
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -197,6 +199,89 @@ fn empty_files_are_found_and_unpacked_again(version: Version) {
         let report = repair(&scene, &["--check"]).exits(0).element();
         assert_eq!(report["verdict"], "sound");
     }
+}
+
+/// What a failing disk or a careless hand does: names and sizes stay as they were.
+fn changed_contents_are_found_and_unpacked_again(version: Version) {
+    fn walk(root: &Path, dir: &Path, changed: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap();
+            let found = fs::symlink_metadata(&path).unwrap();
+            if found.is_dir() {
+                walk(root, &path, changed);
+            } else if found.is_symlink() {
+                let target = fs::read_link(&path).unwrap();
+                let mut other = target.into_os_string().into_vec();
+                *other.last_mut().unwrap() ^= 1;
+                fs::remove_file(&path).unwrap();
+                symlink(OsString::from_vec(other), &path).unwrap();
+                changed.insert(name.to_owned());
+            } else if found.is_file() && found.len() > 0 {
+                let file = File::options().read(true).write(true).open(&path).unwrap();
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, found.len() - 1).unwrap();
+                file.write_all_at(&[byte[0] ^ 1], found.len() - 1).unwrap();
+                changed.insert(name.to_owned());
+            }
+        }
+    }
+    for sample in [image::hello, image::tricky] {
+        let scene = Scene::new(version, sample());
+        scene.pull();
+        let chain = scene.layout().chain(&scene.manifest());
+        let before = tree::layers(&scene.daemon, NAMESPACE, &chain);
+        scene.registry.forget();
+        let mut changed = BTreeSet::new();
+        let dir = &layers(&scene)[1];
+        walk(dir, dir, &mut changed);
+        assert!(!changed.is_empty());
+
+        let report = repair(&scene, &["--check"]).exits(31).element();
+        assert_eq!(report["verdict"], "damaged");
+        let found = damaged_files(&report);
+        // Of a file of several names one is told.
+        assert!(found.is_subset(&changed), "{found:?} of {changed:?}");
+        for path in changed.difference(&found) {
+            let links = fs::symlink_metadata(dir.join(path)).unwrap().nlink();
+            assert!(links > 1, "{path} of {changed:?}, {report:#}");
+        }
+        assert_eq!(report["damage"][0]["digest"], blobs(&scene)[1].as_str());
+
+        let report = repair(&scene, &[]).exits(0).element();
+        assert_eq!(report["verdict"], "repaired", "{report:#}");
+        assert_eq!(damaged_files(&report), found);
+        assert_eq!(scene.registry.count("GET", &Kind::Blob), 0);
+        for (ours, theirs) in tree::layers(&scene.daemon, NAMESPACE, &chain)
+            .iter()
+            .zip(&before)
+        {
+            tree::assert_same("after repair", ours, theirs);
+        }
+        let report = repair(&scene, &["--check"]).exits(0).element();
+        assert_eq!(report["verdict"], "sound");
+    }
+}
+
+fn permissions_and_owners_are_set_again(version: Version) {
+    let scene = Scene::new(version, quirks());
+    scene.pull();
+    let base = &layers(&scene)[0];
+    let mode = |path: &str, mode| {
+        fs::set_permissions(base.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode("usr/lib", 0o700);
+    mode("twice", 0o666);
+    // Two names: an unpacker may have given it what the second says.
+    mode("one", 0o600);
+    chown(base.join("usr/share/x"), Some(7), Some(7)).unwrap();
+    lchown(base.join("lib"), Some(7), None).unwrap();
+    let report = repair(&scene, &["--check"]).exits(31).element();
+    let found = damaged_files(&report);
+    let wanted = ["lib", "twice", "usr/lib", "usr/share/x"].map(str::to_owned);
+    assert_eq!(found, BTreeSet::from(wanted), "{report:#}");
+    let report = repair(&scene, &[]).exits(0).element();
+    assert_eq!(report["verdict"], "repaired", "{report:#}");
 }
 
 fn all_layers_at_once(version: Version) {
@@ -467,6 +552,8 @@ on_each_containerd!(
     without_a_registry_nothing_is_taken_away,
     what_is_sound_is_left_alone,
     empty_files_are_found_and_unpacked_again,
+    changed_contents_are_found_and_unpacked_again,
+    permissions_and_owners_are_set_again,
     all_layers_at_once,
     a_missing_snapshot_is_unpacked_again,
     a_missing_blob_is_fetched_again_and_nothing_else,

@@ -36,7 +36,7 @@ const HALF_LIFE: Duration = Duration::from_secs(12 * 3600);
 /// How often a superseded lease is looked at for users.
 const USERS_POLL: Duration = Duration::from_secs(1);
 
-/// The lease of one image's pull. Generations change below it; take [`Lease::engine`]
+/// The lease of one image's pull, check or repair. Generations change below it; take [`Lease::engine`]
 /// anew for every step.
 #[derive(Debug)]
 pub struct Lease {
@@ -98,7 +98,8 @@ fn client(channel: Channel) -> LeasesClient<Channel> {
 }
 
 impl Lease {
-    /// Finds the lease of an earlier run, or makes one. Call it with the image's lock held.
+    /// Finds the lease of an earlier run, or makes one. Call it with the image's lock held, or
+    /// with a hash that nobody else has.
     pub async fn acquire(engine: &Engine, hash: &str) -> Result<Self> {
         let mut found: Vec<(u64, Found)> = engine
             .leases(&format!("labels.\"{LEASE_LABEL}\"=={hash}"))
@@ -167,7 +168,7 @@ impl Lease {
             let renew_at = self.lock().renew_at;
             sleep_until(renew_at).await;
             if let Err(error) = self.renew().await {
-                return error.during("cannot renew the lease that protects this pull");
+                return error.during("cannot renew the lease that protects this work");
             }
         }
     }

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use containerd_client::{
     services::v1::snapshots::{
         CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
-        UsageRequest, snapshots_client::SnapshotsClient,
+        snapshots_client::SnapshotsClient,
     },
     types::Mount,
 };
@@ -93,11 +93,16 @@ fn client(channel: Channel) -> SnapshotsClient<Channel> {
 impl Engine {
     /// Whether the committed snapshot of `chain` exists.
     pub async fn has_snapshot(&self, snapshotter: &str, chain: &ChainId) -> Result<bool> {
+        self.has_snapshot_named(snapshotter, chain.as_str()).await
+    }
+
+    /// Whether a snapshot of this name exists, committed or not.
+    pub async fn has_snapshot_named(&self, snapshotter: &str, name: &str) -> Result<bool> {
         let message = StatSnapshotRequest {
             snapshotter: snapshotter.to_owned(),
-            key: chain.to_string(),
+            key: name.to_owned(),
         };
-        let action = format!("look up snapshot {chain}");
+        let action = format!("look up snapshot {name}");
         let answer = self
             .call(&action, METADATA, message, |c, r| async move {
                 client(c).stat(r).await
@@ -108,21 +113,6 @@ impl Engine {
             Err(failure) if failure.cause == Cause::Missing => Ok(false),
             Err(failure) => Err(failure.into()),
         }
-    }
-
-    /// Bytes that a snapshot takes on the disk.
-    pub async fn snapshot_usage(&self, snapshotter: &str, chain: &ChainId) -> Result<u64> {
-        let message = UsageRequest {
-            snapshotter: snapshotter.to_owned(),
-            key: chain.to_string(),
-        };
-        let action = format!("measure snapshot {chain}");
-        let answer = self
-            .call(&action, DIRECTORIES, message, |c, r| async move {
-                client(c).usage(r).await
-            })
-            .await?;
-        Ok(u64::try_from(answer.size).unwrap_or_default())
     }
 
     /// Prepares the snapshot of a layer on top of its parent's.

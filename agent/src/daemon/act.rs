@@ -319,6 +319,7 @@ impl Daemon {
             &desired.reference,
             desired.keep_previous,
             &self.declared.images,
+            self.declared.complete,
         )
         .await?;
         Ok(true)

@@ -12,14 +12,18 @@ use crate::{
     source::Source,
 };
 
-/// The image below `target` that the store has: the one that `want` picks; where the store
-/// never had that one, the first other that is there (it was pulled for another platform).
-/// `not_found` or `store_damaged` where a document is missing or damaged.
-pub(super) async fn choose(engine: &Engine, target: &Descriptor, want: &Want) -> Result<Choice> {
+/// The image below `target` that the store has: the one that `want` picks; where that one is
+/// not there, the first other that is (it was pulled for another platform, perhaps), and
+/// `true`. `not_found` or `store_damaged` where a document is missing or damaged.
+pub(super) async fn choose(
+    engine: &Engine,
+    target: &Descriptor,
+    want: &Want,
+) -> Result<(Choice, bool)> {
     let store = StoreSource::new(engine.clone());
     let root = store.document(target).await?;
     let first = match below(&root, &store, want).await {
-        Ok(choice) => return Ok(choice),
+        Ok(choice) => return Ok((choice, false)),
         Err(error) => error,
     };
     if !matches!(first.kind(), Kind::NotFound | Kind::PlatformMissing) {
@@ -34,20 +38,20 @@ pub(super) async fn choose(engine: &Engine, target: &Descriptor, want: &Want) ->
             variant_best: false,
         };
         if let Ok(choice) = below(&root, &store, &other).await {
-            return Ok(choice);
+            return Ok((choice, true));
         }
     }
     Err(first)
 }
 
-/// The config of the image below `target`; `None` where the store does not have it whole.
+/// The config of the image below `target` that is here; `None` where the store does not have it whole.
 pub async fn config_of(
     engine: &Engine,
     target: &Descriptor,
     want: &Want,
 ) -> Result<Option<Digest>> {
     match choose(engine, target, want).await {
-        Ok(choice) => Ok(Some(choice.config.digest().clone())),
+        Ok((choice, _)) => Ok(Some(choice.config.digest().clone())),
         Err(error) if is_damage(&error) || error.kind() == Kind::PlatformMissing => Ok(None),
         Err(error) => Err(error),
     }

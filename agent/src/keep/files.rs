@@ -1,6 +1,10 @@
 //! The files of a layer, compared with what its tar says: on the disk by directory handle,
 //! never by a joined path.
 //!
+//! A file is compared in kind, size, content, permissions and owner, a symbolic link in where
+//! it leads. Not compared are times, extended attributes, devices and pipes, and where a hard
+//! link leads: it may be to a file of a layer below.
+//!
 //! One pass over the stream and little memory: what does not fit is suspected, and is
 //! acquitted when a later entry of the same layer replaces or removes it. What is still
 //! suspected at the end is damage. Whatever could have another reason than damage is
@@ -21,9 +25,10 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat},
-    sys::stat::{FileStat, SFlag, fstatat},
+    sys::stat::{FileStat, fstatat},
 };
 
+use super::judge::{self, Difference, Reader};
 use crate::{
     error::{Error, Result},
     kind::Kind,
@@ -53,7 +58,8 @@ pub(super) struct Compared {
     pub(super) wrong: Vec<Wrong>,
     /// More of them than are listed.
     pub(super) more: u64,
-    pub(super) entries: u64,
+    /// What the disk has less of than it should (bytes).
+    pub(super) lost: u64,
 }
 
 /// Compares the layer that `tar` streams with `directory`, where it was unpacked. Fails
@@ -66,8 +72,7 @@ pub(super) fn compare(tar: impl Read, directory: &Path) -> Result<Compared> {
     let mut entries = LayerEntries::new(tar);
     let mut compared = Compared::default();
     while let Some(entry) = entries.next_entry()? {
-        compared.entries += 1;
-        layer.look(&entry)?;
+        layer.look(&entry, &mut entries)?;
     }
     if layer.suspects.is_empty() && layer.overflow > 0 {
         return Err(Error::new(
@@ -76,6 +81,8 @@ pub(super) fn compare(tar: impl Read, directory: &Path) -> Result<Compared> {
         ));
     }
     compared.more = layer.overflow;
+    let lost = layer.suspects.values().map(|suspect| suspect.lost);
+    compared.lost = lost.fold(layer.lost, u64::saturating_add);
     compared.wrong = layer
         .suspects
         .into_iter()
@@ -94,6 +101,10 @@ struct Suspect {
     found: String,
     /// Device and inode of what is there instead.
     inode: Option<(u64, u64)>,
+    /// Only permissions or owner differ.
+    attributes: bool,
+    /// Bytes that the file is too short.
+    lost: u64,
 }
 
 /// Where an entry is, as the disk has it in the end.
@@ -111,6 +122,11 @@ struct Layer {
     parent: Option<(Vec<u8>, Option<OwnedFd>)>,
     suspects: BTreeMap<Vec<u8>, Suspect>,
     overflow: u64,
+    /// Bytes that the files beyond are too short.
+    lost: u64,
+    /// Whether users and groups here are the ones that the layer speaks of.
+    own_ids: bool,
+    reader: Reader,
 }
 
 impl Layer {
@@ -123,10 +139,13 @@ impl Layer {
             parent: None,
             suspects: BTreeMap::new(),
             overflow: 0,
+            lost: 0,
+            own_ids: judge::has_own_ids(),
+            reader: Reader::new(),
         })
     }
 
-    fn look(&mut self, entry: &LayerEntry) -> Result<()> {
+    fn look<R: Read>(&mut self, entry: &LayerEntry, entries: &mut LayerEntries<R>) -> Result<()> {
         if entry.path.is_empty() {
             return Ok(());
         }
@@ -155,26 +174,43 @@ impl Layer {
         }
         let found = place.stat.as_ref();
         let inode = found.map(|stat| (wide(stat.st_dev), wide(stat.st_ino)));
-        let (fits, expected) = judge(entry.kind, found);
-        if fits {
+        // Some unpackers give every name's owner and permissions to the file, others not.
+        if entry.kind == EntryKind::HardLink {
+            self.suspects
+                .retain(|_, suspect| !suspect.attributes || suspect.inode != inode);
+        }
+        let mut difference = judge::kind(entry.kind, found);
+        if difference.is_none()
+            && let Some((_, Some(directory))) = &self.parent
+        {
+            difference = self.reader.content(directory, name, entry, entries)?;
+        }
+        let attributes = difference.is_none();
+        if attributes {
             // The same file under another name: an entry that came before was replaced.
             if let (EntryKind::File(_), Some(inode)) = (entry.kind, inode) {
                 self.suspects
                     .retain(|_, suspect| suspect.inode != Some(inode));
             }
-            return Ok(());
+            difference = found.and_then(|stat| judge::attributes(entry, stat, self.own_ids));
         }
+        let Some(Difference { expected, found }) = difference else {
+            return Ok(());
+        };
+        let lost = judge::lost(entry.kind, place.stat.as_ref());
         if self.suspects.len() >= MAX_SUSPECTS {
             self.overflow += 1;
+            self.lost = self.lost.saturating_add(lost);
             return Ok(());
         }
-        let found = found.map_or("nothing".to_owned(), describe);
         self.suspects.insert(
             place.path,
             Suspect {
                 expected,
                 found,
                 inode,
+                attributes,
+                lost,
             },
         );
         Ok(())
@@ -271,40 +307,6 @@ enum Forget {
     MissingBelow,
 }
 
-/// Whether it is what the layer says, and what that is.
-fn judge(kind: EntryKind, found: Option<&FileStat>) -> (bool, String) {
-    let is = |kind: SFlag| found.is_some_and(|stat| file_type(stat) == kind);
-    match kind {
-        EntryKind::File(size) => (
-            is(SFlag::S_IFREG) && found.is_some_and(|stat| size_of(stat) == size),
-            format!("a file of {size} bytes"),
-        ),
-        // To what, is not looked at: a link to a link is one, too.
-        EntryKind::HardLink => (found.is_some(), "a hard link".to_owned()),
-        EntryKind::Symlink => (is(SFlag::S_IFLNK), "a symbolic link".to_owned()),
-        EntryKind::Directory => (is(SFlag::S_IFDIR), "a directory".to_owned()),
-        // Not every host lets devices be made, and no power cut takes one away.
-        EntryKind::Special => (true, String::new()),
-    }
-}
-
-fn describe(stat: &FileStat) -> String {
-    match file_type(stat) {
-        SFlag::S_IFREG => format!("a file of {} bytes", size_of(stat)),
-        SFlag::S_IFDIR => "a directory".to_owned(),
-        SFlag::S_IFLNK => "a symbolic link".to_owned(),
-        _ => "a device or a pipe".to_owned(),
-    }
-}
-
-fn file_type(stat: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
-}
-
-fn size_of(stat: &FileStat) -> u64 {
-    u64::try_from(stat.st_size).unwrap_or_default()
-}
-
 /// Numbers of the system are 32 or 64 bits wide, by target.
 fn wide(number: impl Into<u64>) -> u64 {
     number.into()
@@ -342,165 +344,5 @@ fn cannot(action: &str, path: &[u8], errno: Errno) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, os::unix::fs::symlink};
-
-    use super::*;
-
-    /// A layer: names and contents; a name with `/` at its end is a directory.
-    fn layer(entries: &[(&str, &[u8])]) -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        for (name, content) in entries {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(content.len() as u64);
-            header.set_mode(0o644);
-            if name.ends_with('/') {
-                header.set_entry_type(tar::EntryType::Directory);
-            }
-            builder
-                .append_data(&mut header, name, *content)
-                .expect("in memory");
-        }
-        builder.into_inner().expect("in memory")
-    }
-
-    fn link(builder: &mut tar::Builder<Vec<u8>>, kind: tar::EntryType, name: &str, to: &str) {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_size(0);
-        builder
-            .append_link(&mut header, name, to)
-            .expect("in memory");
-    }
-
-    fn wrong(tar: &[u8], directory: &Path) -> Vec<String> {
-        let compared = compare(tar, directory).expect("compared");
-        compared
-            .wrong
-            .into_iter()
-            .map(|wrong| format!("{}: {}", wrong.path, wrong.found))
-            .collect()
-    }
-
-    #[test]
-    fn what_differs_is_named_and_the_rest_is_not() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let at = dir.path();
-        fs::create_dir_all(at.join("a/b")).expect("made");
-        for (name, content) in [("a/full", "full"), ("a/empty", ""), ("a/b/long", "longer")] {
-            fs::write(at.join(name), content).expect("written");
-        }
-        fs::create_dir(at.join("a/dir")).expect("made");
-        let tar = layer(&[
-            ("a/", b""),
-            ("a/full", b"full"),
-            ("a/empty", b"not empty"),
-            ("a/b/long", b"long"),
-            ("a/gone", b"gone"),
-            ("a/dir", b"a file"),
-            ("none/x", b"x"),
-            (".wh.old", b""),
-        ]);
-        assert_eq!(
-            wrong(&tar, at),
-            [
-                "a/b/long: a file of 6 bytes",
-                "a/dir: a directory",
-                "a/empty: a file of 0 bytes",
-                "a/gone: nothing",
-                "none/x: nothing",
-            ]
-        );
-    }
-
-    #[test]
-    fn links_are_followed_within_the_layer_and_never_out_of_it() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let at = dir.path().join("layer");
-        fs::create_dir_all(at.join("usr/lib")).expect("made");
-        fs::write(dir.path().join("outside"), b"1234").expect("written");
-        fs::write(at.join("usr/lib/x"), b"1234").expect("written");
-        symlink("/usr/lib", at.join("lib")).expect("linked");
-        symlink("../..", at.join("usr/out")).expect("linked");
-        symlink(dir.path().join("outside"), at.join("file")).expect("linked");
-        let mut builder = tar::Builder::new(Vec::new());
-        link(&mut builder, tar::EntryType::Symlink, "lib", "/usr/lib");
-        let links = builder.into_inner().expect("in memory");
-        let links = &links[..512];
-        let tar = [
-            links,
-            &layer(&[
-                ("lib/x", b"1234"),
-                ("usr/out/outside", b"1234"),
-                ("file", b"1234"),
-            ]),
-        ]
-        .concat();
-        assert_eq!(
-            wrong(&tar, &at),
-            ["file: a symbolic link", "outside: nothing"]
-        );
-    }
-
-    #[test]
-    fn later_entries_of_the_layer_explain_what_is_there() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let at = dir.path();
-        fs::create_dir_all(at.join("usr")).expect("made");
-        symlink("usr", at.join("via")).expect("linked");
-        fs::write(at.join("usr/f"), b"22").expect("written");
-        fs::write(at.join("twice"), b"22").expect("written");
-        fs::write(at.join("was-a-directory"), b"22").expect("written");
-        let tar = layer(&[
-            ("twice", b"1"),
-            ("twice", b"22"),
-            ("via/f", b"1"),
-            ("usr/f", b"22"),
-            ("was-a-directory/deep/x", b"1"),
-            ("was-a-directory", b"22"),
-            ("hidden/x", b"1"),
-            (".wh.hidden", b""),
-            ("implicit/sub/x", b"1"),
-            ("implicit/.wh..wh..opq", b""),
-        ]);
-        assert!(wrong(&tar, at).is_empty(), "{:?}", wrong(&tar, at));
-        // The order matters: what comes first explains nothing.
-        let tar = layer(&[("twice", b"22"), ("twice", b"1")]);
-        assert_eq!(wrong(&tar, at), ["twice: a file of 2 bytes"]);
-    }
-
-    #[test]
-    fn an_emptied_file_is_not_excused_by_its_other_names() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let at = dir.path();
-        fs::write(at.join("one"), b"").expect("written");
-        fs::hard_link(at.join("one"), at.join("two")).expect("linked");
-        let mut builder = tar::Builder::new(Vec::new());
-        link(&mut builder, tar::EntryType::Link, "two", "one");
-        let tail = builder.into_inner().expect("in memory");
-        let head = layer(&[("one", b"content")]);
-        let tar = [&head[..1024], &tail].concat();
-        assert_eq!(wrong(&tar, at), ["one: a file of 0 bytes"]);
-    }
-
-    #[test]
-    fn memory_is_bounded_and_the_number_is_told() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let names: Vec<String> = (0..1500).map(|n| format!("f{n}")).collect();
-        let entries: Vec<(&str, &[u8])> = names.iter().map(|n| (n.as_str(), &b"x"[..])).collect();
-        let compared = compare(layer(&entries).as_slice(), dir.path()).expect("compared");
-        assert_eq!((compared.wrong.len(), compared.more), (1024, 476));
-        // All of them explained: then nothing can be said.
-        let mut all = entries.clone();
-        let whiteouts: Vec<String> = names.iter().map(|n| format!(".wh.{n}")).collect();
-        all.extend(whiteouts.iter().map(|n| (n.as_str(), &b""[..])));
-        assert!(compare(layer(&all).as_slice(), dir.path()).is_err());
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_an_error_and_no_damage() {
-        let dir = tempfile::tempdir().expect("a directory");
-        assert!(compare(&[1_u8; 600][..], dir.path()).is_err());
-        assert!(compare(&b""[..], &dir.path().join("none")).is_err());
-    }
-}
+#[path = "files_tests.rs"]
+mod tests;

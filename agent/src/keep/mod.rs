@@ -3,6 +3,7 @@
 
 mod choose;
 mod files;
+mod judge;
 mod layers;
 pub mod observe;
 pub mod pin;
@@ -13,11 +14,12 @@ mod release;
 pub mod repair;
 pub mod space;
 mod stand;
+mod users;
 
 pub use choose::config_of;
 pub use pin::{Pinned, set_pin};
 pub use previous::{hold_previous, trim};
-pub use prune::{Action, PruneOptions, PrunedRow, prune, undeclared_names};
+pub use prune::{Action, PruneOptions, PrunedRow, prune};
 pub use recheck::{Damage, DamageKind, Report, Sound, Unchecked, Verdict, recheck};
 pub use release::{Released, ReleasedRow, release};
 pub use repair::{Repair, Repaired};

@@ -9,11 +9,12 @@ use std::{
 use futures_util::{future::BoxFuture, stream};
 use jiff::Timestamp;
 
+use super::previous::hold_of;
 use crate::{
     containerd::{
         Engine,
         image::ImageRecord,
-        labels::{Labels, PREVIOUS, PREVIOUS_SINCE, gc_children, gc_snapshot_key},
+        labels::{Labels, gc_children, gc_snapshot_key},
         records::{RecordsFor, records},
     },
     desired::Desired,
@@ -50,8 +51,10 @@ impl Listing {
         let now = self.get(name).map(|record| &record.target.digest);
         let mut held: Vec<(Option<Timestamp>, &Digest)> = self
             .records()
-            .filter(|record| record.labels.get(PREVIOUS).is_some_and(|of| of == name))
-            .map(|record| (since(record), &record.target.digest))
+            .filter_map(|record| {
+                let hold = hold_of(record, name)?;
+                Some((hold.since(), &record.target.digest))
+            })
             .filter(|(_, digest)| Some(*digest) != now)
             .collect();
         held.sort_by(|one, other| other.cmp(one));
@@ -74,11 +77,6 @@ impl FromIterator<ImageRecord> for Listing {
                 .collect(),
         )
     }
-}
-
-/// Whoever wrote no time, or none that can be read, is taken for the oldest.
-fn since(record: &ImageRecord) -> Option<Timestamp> {
-    record.labels.get(PREVIOUS_SINCE)?.parse().ok()
 }
 
 /// What the store has of `desired`, with the records of its namespace in `listing`. `want`

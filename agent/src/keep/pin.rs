@@ -1,7 +1,9 @@
 //! Pins, set and taken away. A pin that somebody else set is neither doubled nor removed:
 //! [`PINNED_BY`] on a record says that the pin there is the daemon's.
 
-use super::AGENT;
+use std::collections::BTreeSet;
+
+use super::{AGENT, users::config_names};
 use crate::{
     containerd::{
         Engine,
@@ -81,13 +83,21 @@ async fn remove(
 ) -> Result<bool> {
     let all = engine.images(Vec::new()).await?;
     let names = |name: &str| wanted.iter().any(|record| record.name == name);
-    // Another name of the same image has its pin on the same records beside it.
-    let shared = all
-        .iter()
-        .any(|other| !names(&other.name) && other.target.digest == target.digest && is_ours(other));
+    // Another name of the same image has its pin on the same records beside it, another
+    // image with the same config on the config's.
+    let others = || {
+        all.iter()
+            .filter(|other| !names(&other.name) && is_ours(other))
+    };
+    let shared = others().any(|other| other.target.digest == target.digest);
+    let configs = if wanted.iter().any(|record| record.shared) {
+        config_names(engine, others()).await?
+    } else {
+        BTreeSet::new()
+    };
     let mut changed = false;
     for record in all.iter().filter(|record| names(&record.name)) {
-        if record.name == own || !shared {
+        if record.name == own || !(shared || configs.contains(&record.name)) {
             changed |= unpin(engine, record).await?;
         }
     }

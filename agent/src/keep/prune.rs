@@ -4,30 +4,26 @@
 //! nothing declares them. What was pulled by hand is a person's, and what was here before
 //! was adopted: of that the daemon's pin is removed, if it set one, and nothing else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 
 use super::{
     AGENT,
     pin::{is_ours, without_pin},
-    previous::unheld,
-    stand::Standing,
+    previous::{holds, unheld},
+    users::{Users, config_names, is_configs},
 };
 use crate::{
     containerd::{
-        Engine, K8S_NAMESPACE, StoreSource,
+        Engine, K8S_NAMESPACE,
         image::ImageRecord,
-        labels::{Labels, MANAGED, PREVIOUS, TARGET, gc_snapshot_key},
+        labels::{Labels, MANAGED, PREVIOUS, TARGET},
     },
     desired::Desired,
     error::{Error, Result},
-    oci::{Descriptor, Digest, DocumentKind},
-    source::Source,
+    oci::Digest,
 };
-
-/// Indexes inside indexes are followed this deep.
-const MAX_DEPTH: usize = 4;
 
 /// How to prune.
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,15 +53,6 @@ pub struct PrunedRow {
     pub error: Option<Error>,
 }
 
-/// The names of the records of ours, by creation or by pin, that belong to nothing desired.
-pub async fn undeclared_names(engine: &Engine, desired: &[Desired]) -> Result<Vec<String>> {
-    let all = engine.images(Vec::new()).await?;
-    Ok(undeclared(engine.namespace(), &all, desired)
-        .into_iter()
-        .map(|record| record.name.clone())
-        .collect())
-}
-
 /// Lets go of what none of `desired` declares in the engine's namespace. `desired` must be
 /// all that is declared: what is missing in it is pruned.
 pub async fn prune(
@@ -78,7 +65,12 @@ pub async fn prune(
     let mut users = Users::new(engine);
     let mut rows = Vec::new();
     let is_asked = |record: &&ImageRecord| options.only.is_none_or(|o| o.contains(&record.name));
-    for record in undeclared.into_iter().filter(is_asked) {
+    // The record of a config may point at an image that nothing declares, and be needed by
+    // one that is declared and has the same config.
+    let configs = declared_configs(engine, &undeclared, &all, desired).await?;
+    let is_shared = |record: &&ImageRecord| configs.contains(&record.name);
+    let undeclared = undeclared.into_iter().filter(|record| !is_shared(record));
+    for record in undeclared.filter(is_asked) {
         let user = users.of(record).await;
         let (plan, error) = match user {
             Ok(user) => (plan(engine.namespace(), record, user), None),
@@ -127,7 +119,37 @@ async fn act(
     }
 }
 
-fn is_owned(record: &ImageRecord) -> bool {
+/// The configs of what is declared, where `undeclared` may have something of theirs.
+async fn declared_configs(
+    engine: &Engine,
+    undeclared: &[&ImageRecord],
+    all: &[ImageRecord],
+    desired: &[Desired],
+) -> Result<BTreeSet<String>> {
+    // Without a pin of ours nothing would be taken from it.
+    let may_be = |record: &&ImageRecord| is_configs(&record.name) && is_ours(record);
+    if engine.namespace() != K8S_NAMESPACE || !undeclared.iter().any(may_be) {
+        return Ok(BTreeSet::new());
+    }
+    let names = declared_names(engine.namespace(), desired);
+    config_names(engine, all.iter().filter(|record| is_kept(record, &names))).await
+}
+
+/// The names of the records that are declared.
+fn declared_names(namespace: &str, desired: &[Desired]) -> BTreeSet<String> {
+    desired
+        .iter()
+        .filter(|desired| desired.namespace == namespace)
+        .map(|desired| desired.reference.record_name())
+        .collect()
+}
+
+/// Whether a record is declared, or held for one that is.
+fn is_kept(record: &ImageRecord, names: &BTreeSet<String>) -> bool {
+    names.contains(&record.name) || holds(record).any(|hold| names.contains(hold.of))
+}
+
+pub(super) fn is_owned(record: &ImageRecord) -> bool {
     record.labels.get(MANAGED).is_some_and(|by| by == AGENT)
 }
 
@@ -137,18 +159,12 @@ fn undeclared<'a>(
     all: &'a [ImageRecord],
     desired: &[Desired],
 ) -> Vec<&'a ImageRecord> {
+    let names = declared_names(namespace, desired);
+    let is_kept = |record: &ImageRecord| is_kept(record, &names);
     let desired: Vec<&Desired> = desired
         .iter()
         .filter(|desired| desired.namespace == namespace)
         .collect();
-    let names: BTreeSet<String> = desired
-        .iter()
-        .map(|desired| desired.reference.record_name())
-        .collect();
-    let is_kept = |record: &ImageRecord| {
-        let previous = record.labels.get(PREVIOUS);
-        names.contains(&record.name) || previous.is_some_and(|of| names.contains(of))
-    };
     // What CRI wants beside the records of an image goes with them.
     let targets: BTreeSet<&Digest> = all
         .iter()
@@ -158,7 +174,7 @@ fn undeclared<'a>(
     let is_beside = |record: &ImageRecord| {
         namespace == K8S_NAMESPACE
             && targets.contains(&record.target.digest)
-            && (record.name.starts_with("sha256:")
+            && (is_configs(&record.name)
                 || desired.iter().any(|desired| {
                     let repository = desired.reference.repository();
                     record.name == format!("{repository}@{}", record.target.digest)
@@ -197,108 +213,28 @@ impl Plan {
 }
 
 fn plan(namespace: &str, record: &ImageRecord, user: Option<String>) -> Plan {
-    let reason = if !is_owned(record) {
-        "edgepull did not create it".to_owned()
-    } else if namespace == K8S_NAMESPACE {
-        "removing it is left to kubelet".to_owned()
-    } else if record.labels.get(TARGET).map(String::as_str) != Some(record.target.digest.as_str()) {
-        "it does not point at what edgepull made it for".to_owned()
-    } else if let Some(user) = user {
-        format!("{user} uses it")
-    } else {
-        return Plan {
+    match stays(namespace, record, user) {
+        Some(reason) => Plan::keep(record, reason),
+        None => Plan {
             action: Action::Removed,
             reason: "nothing declares it".to_owned(),
             labels: Labels::new(),
-        };
-    };
-    Plan::keep(record, reason)
-}
-
-/// Who uses images; asked for as little as possible.
-struct Users<'a> {
-    engine: &'a Engine,
-    standing: BTreeMap<String, Standing>,
-}
-
-impl<'a> Users<'a> {
-    fn new(engine: &'a Engine) -> Self {
-        Self {
-            engine,
-            standing: BTreeMap::new(),
-        }
-    }
-
-    async fn of(&mut self, record: &ImageRecord) -> Result<Option<String>> {
-        if !is_owned(record) || self.engine.namespace() == K8S_NAMESPACE {
-            return Ok(None);
-        }
-        let snapshotters: Vec<String> = self
-            .engine
-            .snapshotters()
-            .iter()
-            .filter(|snapshotter| snapshotter.init_error.is_none())
-            .map(|snapshotter| snapshotter.name.clone())
-            .collect();
-        let tops = tops(self.engine, &record.target, &snapshotters).await?;
-        let mut asked: BTreeSet<&str> = tops.iter().map(|(name, _)| name.as_str()).collect();
-        // Containers are the same for every snapshotter; one must be asked in any case.
-        asked.extend(snapshotters.first().map(String::as_str));
-        for name in asked {
-            if !self.standing.contains_key(name) {
-                let standing = Standing::of(self.engine, name).await?;
-                self.standing.insert(name.to_owned(), standing);
-            }
-        }
-        let made_from = self
-            .standing
-            .values()
-            .find_map(|standing| standing.made_from(&record.name));
-        Ok(made_from.or_else(|| {
-            tops.iter()
-                .find_map(|(name, top)| self.standing.get(name)?.runs_on(top))
-        }))
+        },
     }
 }
 
-/// The snapshots that containers of an image start from: of all its platforms that are
-/// here, in every snapshotter that it is unpacked for.
-async fn tops(
-    engine: &Engine,
-    target: &Descriptor,
-    snapshotters: &[String],
-) -> Result<Vec<(String, String)>> {
-    let store = StoreSource::new(engine.clone());
-    let mut found = Vec::new();
-    let mut documents = vec![(target.clone(), 0)];
-    while let Some((descriptor, depth)) = documents.pop() {
-        if !store.has(&descriptor).await {
-            continue;
-        }
-        // One that cannot be read has nothing below it that could be run.
-        let Ok(document) = store.document(&descriptor).await else {
-            continue;
-        };
-        match document.kind {
-            DocumentKind::Index(index) if depth < MAX_DEPTH => documents.extend(
-                index
-                    .entries
-                    .into_iter()
-                    .filter(|entry| entry.media_type.is_index() || entry.media_type.is_manifest())
-                    .map(|entry| (entry, depth + 1)),
-            ),
-            DocumentKind::Index(_) => {}
-            DocumentKind::Manifest(manifest) => {
-                let info = engine.blob_info(&manifest.config.digest).await?;
-                let labels = info.map(|info| info.labels).unwrap_or_default();
-                found.extend(snapshotters.iter().filter_map(|name| {
-                    let top = labels.get(&gc_snapshot_key(name))?;
-                    Some((name.clone(), top.clone()))
-                }));
-            }
-        }
+/// Why a record may not be removed, whatever nobody declares any more; `user` is who uses
+/// its image.
+pub(super) fn stays(namespace: &str, record: &ImageRecord, user: Option<String>) -> Option<String> {
+    if !is_owned(record) {
+        Some("edgepull did not create it".to_owned())
+    } else if namespace == K8S_NAMESPACE {
+        Some("removing it is left to kubelet".to_owned())
+    } else if record.labels.get(TARGET).map(String::as_str) != Some(record.target.digest.as_str()) {
+        Some("it does not point at what edgepull made it for".to_owned())
+    } else {
+        user.map(|user| format!("{user} uses it"))
     }
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -307,7 +243,7 @@ mod tests {
     use crate::{
         containerd::labels::{CRI_PINNED, PINNED, PINNED_BY},
         desired::Origin,
-        oci::{MediaType, Reference},
+        oci::{Descriptor, MediaType, Reference},
         schedule::Refresh,
     };
 

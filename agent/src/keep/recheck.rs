@@ -12,6 +12,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
@@ -29,12 +30,16 @@ use crate::{
     },
     error::{Error, Result},
     oci::{ChainId, Descriptor, Digest},
-    pull::plan::{Image, unique},
+    pull::{
+        Need,
+        plan::{Image, unique},
+    },
     resolve::Want,
 };
 
 /// Damages that a report lists; of more it says the number.
 const MAX_LISTED: usize = 50;
+const GONE: &str = "the snapshot was removed while it was looked at";
 /// How the views of a check are named; whoever finds one may remove it.
 pub(super) const VIEW: &str = "edgepull-recheck-";
 
@@ -119,6 +124,9 @@ pub struct Report {
     pub(super) wanting: BTreeSet<Digest>,
     /// The lowest layer with damaged files, as its place in the chain.
     pub(super) lowest: Option<usize>,
+    /// What the disk has less of than it should, of what is damaged: a healed image takes
+    /// that much more.
+    pub(super) lost: Need,
 }
 
 impl Report {
@@ -156,6 +164,15 @@ impl Report {
         });
     }
 
+    /// What was found of files proves nothing.
+    fn forget_files(&mut self) {
+        self.damage.retain(|damage| damage.kind != DamageKind::File);
+        self.more = 0;
+        self.lowest = None;
+        self.lost.unpack = 0;
+        self.skipped(None, GONE);
+    }
+
     fn skipped(&mut self, layer: Option<&Digest>, reason: impl Into<String>) {
         self.unchecked.push(Unchecked {
             layer: layer.cloned(),
@@ -166,10 +183,20 @@ impl Report {
 
 /// Layers that were found sound: images share them, and one look in a pass is enough.
 #[derive(Debug, Default)]
-pub struct Sound(BTreeSet<(Digest, Option<ChainId>)>);
+pub struct Sound(BTreeSet<SoundLayer>);
 
-/// Looks at the image below `target`: reads all of its blobs, changes nothing. Fails if
-/// containerd does; what the image lacks is in the report.
+/// Namespaces share blobs, perhaps, and snapshots never.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct SoundLayer {
+    blob: Digest,
+    namespace: String,
+    /// Whose files were compared: the snapshotter's, by chain.
+    files: Option<(String, ChainId)>,
+}
+
+/// Looks at the image below `target`: reads all of its blobs and the files of its snapshots,
+/// under a lease and a view of its own, which it takes away again. Fails if containerd does;
+/// what the image lacks is in the report.
 pub async fn recheck(
     engine: &Engine,
     snapshotter: &str,
@@ -177,8 +204,8 @@ pub async fn recheck(
     want: &Want,
     sound: &mut Sound,
 ) -> Result<Report> {
-    let choice = match choose(engine, target, want).await {
-        Ok(choice) => choice,
+    let (choice, instead) = match choose(engine, target, want).await {
+        Ok(chosen) => chosen,
         Err(error) if is_damage(&error) => {
             let mut report = Report::default();
             let found = error.message();
@@ -193,11 +220,13 @@ pub async fn recheck(
         }
         Err(error) => return Err(error),
     };
-    let hash = lease_hash(
-        engine.namespace(),
-        &format!("{snapshotter} recheck"),
-        &target.digest,
+    // Nobody else's: another check of the same image would end it below this one.
+    let own = format!(
+        "{snapshotter} recheck {} {}",
+        std::process::id(),
+        Timestamp::now()
     );
+    let hash = lease_hash(engine.namespace(), &own, &target.digest);
     let lease = Lease::acquire(engine, &hash).await?;
     let check = Check {
         engine,
@@ -212,6 +241,16 @@ pub async fn recheck(
     let released = lease.release().await;
     let mut report = report?;
     released?;
+    if instead {
+        // It may never have been here, or all of it is lost.
+        let there = choice.platform.as_ref();
+        let there = there.map_or("another platform".to_owned(), ToString::to_string);
+        let wanted = &want.asked;
+        report.skipped(
+            None,
+            format!("the image for `{wanted}` is not here; what is here for {there} was looked at"),
+        );
+    }
     report.choice = Some(choice);
     Ok(report)
 }
@@ -247,6 +286,15 @@ impl Check<'_> {
             .layers(&image, &present, &directories, sound, &mut report)
             .await;
         if let Some(key) = key {
+            // Whoever repairs the image meanwhile takes the view away, and files with it.
+            if report.lowest.is_some()
+                && !self
+                    .engine
+                    .has_snapshot_named(self.snapshotter, &key)
+                    .await?
+            {
+                report.forget_files();
+            }
             self.engine
                 .remove_snapshot_named(self.snapshotter, &key)
                 .await?;
@@ -353,8 +401,7 @@ impl Check<'_> {
         {
             Ok(mounts) => mounts,
             Err(failure) if failure.cause == Cause::Missing => {
-                let reason = "the snapshot was removed while it was looked at";
-                report.skipped(None, reason);
+                report.skipped(None, GONE);
                 return Ok(None);
             }
             Err(failure) => return Err(failure.into()),
@@ -422,7 +469,11 @@ impl Check<'_> {
         report: &mut Report,
     ) -> Result<bool> {
         let digest = &layer.digest;
-        let known = (digest.clone(), chain.cloned());
+        let known = SoundLayer {
+            blob: digest.clone(),
+            namespace: self.engine.namespace().to_owned(),
+            files: chain.map(|chain| (self.snapshotter.to_owned(), chain.clone())),
+        };
         if sound.0.contains(&known) {
             return Ok(false);
         }
@@ -430,6 +481,7 @@ impl Check<'_> {
         let Some(_) = self.engine.blob_info(digest).await? else {
             if promised.contains(digest.as_str()) {
                 report.damaged(DamageKind::Blob, digest, None, expected(), "nothing");
+                report.lost.fetch = report.lost.fetch.saturating_add(layer.size);
             } else {
                 report.skipped(
                     Some(digest),
@@ -442,6 +494,8 @@ impl Check<'_> {
         report.read += read.bytes;
         if let Some(found) = read.blob {
             report.damaged(DamageKind::Blob, digest, None, expected(), found);
+            let lost = layer.size.saturating_sub(read.bytes);
+            report.lost.fetch = report.lost.fetch.saturating_add(lost);
             return Ok(false);
         }
         match read.files {
@@ -458,6 +512,7 @@ impl Check<'_> {
                     );
                 }
                 if !compared.wrong.is_empty() {
+                    report.lost.unpack = report.lost.unpack.saturating_add(compared.lost);
                     return Ok(true);
                 }
             }

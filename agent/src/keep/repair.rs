@@ -1,7 +1,7 @@
 //! Healing what a check found: damaged blobs are fetched again, damaged snapshots removed
 //! and unpacked again. Nothing that is intact is downloaded.
 //!
-//! It may be stopped at any point. Records and pins are never touched, so the image stays
+//! It may be stopped at any point. No record and no pin is taken away, so the image stays
 //! wanted; what is intact is under a lease that the next call finds; and what is missing
 //! then is what any pull brings back.
 
@@ -10,14 +10,14 @@ use std::{path::Path, time::Duration};
 use super::{
     choose::{below, choose},
     recheck::{Report, Sound, VIEW, Verdict, recheck},
-    stand::{Standing, User},
+    stand::{Standing, User, is_layer},
 };
 use crate::{
     choice::Choice,
     containerd::{
         Engine, ImageLock, Lease, StoreSource,
         image::ImageRecord,
-        ingest::Ingest,
+        ingest::{Ingest, begun},
         labels::{Labels, UNCOMPRESSED, gc_children},
         lease::lease_hash,
     },
@@ -25,7 +25,7 @@ use crate::{
     event::{Event, Events},
     kind::Kind,
     oci::{ChainId, Descriptor, Digest, Reference},
-    pull::{self, plan::Image},
+    pull::{self, Room, grown, plan::Image},
     registry::{Client, Repo},
     resolve::Want,
     source::{Nearest, Source},
@@ -50,6 +50,8 @@ pub struct Repair<'a> {
     pub state_dir: &'a Path,
     /// Value of `io.edgepull.managed` on records that have to be created.
     pub managed_by: &'a str,
+    /// Asked before anything is taken away; `None`: nobody is.
+    pub room: Option<&'a dyn Room>,
 }
 
 /// What became of one image.
@@ -144,7 +146,7 @@ impl Repair<'_> {
         );
         // As the pull names it: one works on the image, or the other.
         let lock = self.lock(&hash, reference).await?;
-        let own = format!("{} recheck", self.snapshotter);
+        let own = format!("{} repair", self.snapshotter);
         let own = lease_hash(self.engine.namespace(), &own, &record.target.digest);
         let lease = Lease::acquire(self.engine, &own).await?;
         let result = tokio::select! {
@@ -176,6 +178,7 @@ impl Repair<'_> {
             Ok(image) => image,
             Err(_) => Image::new(choice, false)?,
         };
+        self.ask_for_room(&image, report).await?;
         self.protect(lease, &image, report).await?;
         let ingest = Ingest {
             lease,
@@ -186,14 +189,41 @@ impl Repair<'_> {
         };
         healed.fetched += self.blobs(&ingest, &image, report).await?;
         // Only now: without the blobs a damaged snapshot is better than none.
-        let mut removed = Vec::new();
+        let mut others = Vec::new();
+        let mut result = Ok(());
         if let Some(lowest) = report.lowest
             && let Some(step) = image.steps.get(lowest)
         {
-            let others = self.standing_on(&step.chain, record).await?;
-            self.remove(&step.chain, hash).await?;
-            removed = others;
+            let doomed = self.unused_above(&step.chain, hash).await?;
+            others = self.standing_on(&step.chain, record).await?;
+            result = self.remove(&doomed).await;
         }
+        if result.is_ok() {
+            let unpack = image.unpack && (report.unpacked || report.choice.is_none());
+            result = self
+                .again(reference, record, choice, repo, unpack, lock, healed)
+                .await;
+        }
+        // What stood on the layer is gone, however the rest went.
+        self.restore_all(others, healed).await;
+        result
+    }
+
+    /// Brings back what was taken away of the image itself.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of `under_lease`, apart because more is to be done when it fails"
+    )]
+    async fn again(
+        &self,
+        reference: &Reference,
+        record: &ImageRecord,
+        choice: &Choice,
+        repo: &Repo,
+        unpack: bool,
+        lock: ImageLock,
+        healed: &mut Healed,
+    ) -> Result<()> {
         let there = self.engine.image(&record.name).await?;
         if there.is_none_or(|there| there.target.digest != record.target.digest) {
             return Err(Error::new(
@@ -204,24 +234,65 @@ impl Repair<'_> {
         }
         // The pull takes the lock itself.
         drop(lock);
-        let unpack = image.unpack && (report.unpacked || report.choice.is_none());
         let outcome = self.pull(reference, record, choice, repo, unpack).await?;
         healed.fetched += outcome.bytes.downloaded;
         healed.warnings.extend(outcome.warnings);
-        for (other, choice) in removed {
+        Ok(())
+    }
+
+    async fn restore_all(&self, others: Vec<(ImageRecord, Choice)>, healed: &mut Healed) {
+        for (other, choice) in others {
             match self.restore(&other, &choice).await {
                 Ok(bytes) => {
                     healed.fetched += bytes;
                     healed.others.push(other.name);
                 }
-                Err(error) => healed.warnings.push(format!(
-                    "`{}` stands on the same layer and is not unpacked again yet: {}",
-                    other.name,
-                    error.message()
-                )),
+                Err(error) => {
+                    healed.warnings.push(format!(
+                        "`{}` stands on the same layer and is not unpacked again yet: {}",
+                        other.name,
+                        error.message()
+                    ));
+                    // Each of the others would wait as long for it.
+                    if error.kind() == Kind::ContainerdUnavailable {
+                        break;
+                    }
+                }
             }
         }
-        Ok(())
+    }
+
+    /// Whether what is damaged fits when it is whole again. What stays as big as it was is
+    /// not asked for: it takes the place of what is taken away.
+    async fn ask_for_room(&self, image: &Image<'_>, report: &Report) -> Result<()> {
+        let Some(room) = self.room else {
+            return Ok(());
+        };
+        let mut need = report.lost;
+        let unpacks = report.unpacked || report.choice.is_none();
+        let mut again = false;
+        for (at, step) in image.steps.iter().enumerate().filter(|_| unpacks) {
+            let there = self
+                .engine
+                .has_snapshot(self.snapshotter, &step.chain)
+                .await?;
+            again |= !there || report.lowest == Some(at);
+            if !there {
+                need.unpack = need.unpack.saturating_add(grown(&step.layer));
+            }
+            // Without its blob it is fetched for that.
+            let digest = &step.layer.digest;
+            if again
+                && !report.wanting.contains(digest)
+                && self.engine.blob_info(digest).await?.is_none()
+            {
+                need.fetch = need.fetch.saturating_add(step.layer.size);
+            }
+        }
+        for layer in &image.manifest.layers {
+            need.fetch = need.fetch.saturating_sub(begun(self.engine, layer).await?);
+        }
+        room.ask(need)
     }
 
     /// The choice where the store's documents do not tell: from the registry, by digest.
@@ -340,13 +411,20 @@ impl Repair<'_> {
         Ok(fetched)
     }
 
-    /// Removes the snapshot of `chain` and all that stand on it, the highest first; nothing
-    /// at all if somebody works with one of them. `lock` is the hash whose lock is held.
-    async fn remove(&self, chain: &ChainId, lock: &str) -> Result<()> {
+    /// The snapshot of `chain` and all that stand on it, the highest first; an error if
+    /// somebody works with one of them. `lock` is the hash whose lock is held.
+    async fn unused_above(&self, chain: &ChainId, lock: &str) -> Result<Vec<String>> {
         let standing = Standing::of(self.engine, self.snapshotter).await?;
         let doomed = standing.above(chain.as_str());
         let mut users = Vec::new();
-        for snapshot in doomed.iter().filter(|snapshot| !snapshot.committed) {
+        for snapshot in &doomed {
+            if snapshot.committed {
+                // What is no layer is somebody's own: docker keeps one for each container.
+                if !is_layer(&snapshot.name) {
+                    users.push(format!("snapshot {}", snapshot.name));
+                }
+                continue;
+            }
             match standing.user(&snapshot.name) {
                 User::Container(id) => users.push(format!("container {id}")),
                 User::Unpack if self.is_left_over(&snapshot.name, lock).await? => {}
@@ -364,9 +442,16 @@ impl Repair<'_> {
             .because(format_args!("used by {}", users.join(", ")))
             .hint("stop and remove what uses the image, and run `edgepull repair` again"));
         }
-        for snapshot in doomed {
+        Ok(doomed
+            .into_iter()
+            .map(|snapshot| snapshot.name.clone())
+            .collect())
+    }
+
+    async fn remove(&self, names: &[String]) -> Result<()> {
+        for name in names {
             self.engine
-                .remove_snapshot_named(self.snapshotter, &snapshot.name)
+                .remove_snapshot_named(self.snapshotter, name)
                 .await?;
         }
         Ok(())
@@ -388,7 +473,7 @@ impl Repair<'_> {
         }
     }
 
-    /// The other images whose chain goes through `chain`.
+    /// The other images that are unpacked through `chain`.
     async fn standing_on(
         &self,
         chain: &ChainId,
@@ -404,12 +489,18 @@ impl Repair<'_> {
             if other.name.starts_with("sha256:") || known(&other.target.digest) {
                 continue;
             }
-            let Ok(choice) = choose(self.engine, &other.target, self.want).await else {
+            let Ok((choice, _)) = choose(self.engine, &other.target, self.want).await else {
                 continue;
             };
-            let stands = Image::new(&choice, true)
-                .is_ok_and(|image| image.steps.iter().any(|step| step.chain == *chain));
-            if stands {
+            let top = match Image::new(&choice, true) {
+                Ok(image) if image.steps.iter().any(|step| step.chain == *chain) => {
+                    image.top().cloned()
+                }
+                _ => None,
+            };
+            if let Some(top) = top
+                && self.engine.has_snapshot(self.snapshotter, &top).await?
+            {
                 found.push((other, choice));
             }
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     containerd::{Engine, containers::Container, stack::SnapshotInfo},
     error::Result,
+    oci::Digest,
 };
 
 /// How snapshots of an unpack under way are named, by all of containerd's clients.
@@ -74,18 +75,32 @@ impl Standing {
         }
     }
 
-    /// Who runs (or could at once) on the committed snapshot `top`, in words.
+    /// Who runs (or could at once) on the committed snapshot `top`, in words. What stands on
+    /// it as a layer of another image is no use of this one.
     pub(super) fn runs_on(&self, top: &str) -> Option<String> {
-        self.snapshots
-            .iter()
-            .filter(|s| !s.committed && s.parent.as_deref() == Some(top))
-            .find_map(|snapshot| match self.user(&snapshot.name) {
-                User::Container(id) => Some(format!("container {id}")),
-                User::Snapshot if !snapshot.name.starts_with(super::recheck::VIEW) => {
-                    Some(format!("snapshot {}", snapshot.name))
+        let mut tops = vec![top];
+        let mut next = 0;
+        while let Some(below) = tops.get(next).copied() {
+            next += 1;
+            for snapshot in &self.snapshots {
+                if snapshot.parent.as_deref() != Some(below) {
+                    continue;
                 }
-                User::Snapshot | User::Unpack => None,
-            })
+                if !snapshot.committed {
+                    match self.user(&snapshot.name) {
+                        User::Container(id) => return Some(format!("container {id}")),
+                        User::Snapshot if !snapshot.name.starts_with(super::recheck::VIEW) => {
+                            return Some(format!("snapshot {}", snapshot.name));
+                        }
+                        User::Snapshot | User::Unpack => {}
+                    }
+                } else if !is_layer(&snapshot.name) && tops.len() <= self.snapshots.len() {
+                    // docker's containers stand on one of their own (`ID-init`).
+                    tops.push(&snapshot.name);
+                }
+            }
+        }
+        None
     }
 
     /// The container that was made from the image record `name`.
@@ -97,27 +112,43 @@ impl Standing {
     }
 }
 
+/// Whether a committed snapshot is a layer of an image: by convention of all of containerd's
+/// clients its name is a chain id then.
+pub(super) fn is_layer(name: &str) -> bool {
+    Digest::parse(name).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The chain id that stands for `name`.
+    fn layer(name: &str) -> String {
+        Digest::of(name.as_bytes()).to_string()
+    }
+
     fn standing() -> Standing {
-        let snapshot = |name: &str, parent: Option<&str>, committed| SnapshotInfo {
+        let snapshot = |name: &str, parent: Option<String>, committed| SnapshotInfo {
             name: name.to_owned(),
-            parent: parent.map(str::to_owned),
+            parent,
             committed,
         };
+        let (base, middle, top, other) =
+            (layer("base"), layer("middle"), layer("top"), layer("other"));
         Standing {
             snapshotter: "overlayfs".to_owned(),
             snapshots: vec![
-                snapshot("top", Some("middle"), true),
-                snapshot("base", None, true),
-                snapshot("middle", Some("base"), true),
-                snapshot("other", Some("base"), true),
-                snapshot("extract-1 sha256:x", Some("base"), false),
-                snapshot("box", Some("top"), false),
-                snapshot("by hand", Some("other"), false),
-                snapshot("edgepull-recheck-1 top", Some("middle"), false),
+                snapshot(&top, Some(middle.clone()), true),
+                snapshot(&base, None, true),
+                snapshot(&middle, Some(base.clone()), true),
+                snapshot(&other, Some(base.clone()), true),
+                snapshot("extract-1 sha256:x", Some(base), false),
+                snapshot("box", Some(top.clone()), false),
+                snapshot("by hand", Some(other), false),
+                snapshot("edgepull-recheck-1 top", Some(middle), false),
+                snapshot("d0-init", Some(layer("docker's")), true),
+                snapshot("d0", Some("d0-init".to_owned()), false),
+                snapshot(&layer("docker's"), None, true),
             ],
             containers: vec![
                 Container {
@@ -140,21 +171,21 @@ mod tests {
     fn removal_goes_from_the_top_down() {
         let standing = standing();
         let names: Vec<&str> = standing
-            .above("base")
+            .above(&layer("base"))
             .iter()
             .map(|s| s.name.as_str())
             .collect();
         assert_eq!(names.len(), 8);
         let at = |name: &str| names.iter().position(|n| *n == name).expect("there");
         for (child, parent) in [
-            ("box", "top"),
-            ("top", "middle"),
-            ("middle", "base"),
-            ("by hand", "other"),
+            ("box", layer("top")),
+            (&layer("top"), layer("middle")),
+            (&layer("middle"), layer("base")),
+            ("by hand", layer("other")),
         ] {
-            assert!(at(child) < at(parent), "{child} before {parent}");
+            assert!(at(child) < at(&parent), "{child} before {parent}");
         }
-        assert_eq!(standing.above("top").len(), 2);
+        assert_eq!(standing.above(&layer("top")).len(), 2);
         assert!(standing.above("gone").is_empty());
     }
 
@@ -164,13 +195,12 @@ mod tests {
         assert_eq!(standing.user("box"), User::Container("c1".to_owned()));
         assert_eq!(standing.user("by hand"), User::Snapshot);
         assert_eq!(standing.user("extract-1 sha256:x"), User::Unpack);
-        assert_eq!(standing.runs_on("top").as_deref(), Some("container c1"));
-        assert_eq!(
-            standing.runs_on("other").as_deref(),
-            Some("snapshot by hand")
-        );
-        assert_eq!(standing.runs_on("base"), None, "an unpack is no use");
-        assert_eq!(standing.runs_on("middle"), None, "nor is a check");
+        let runs_on = |name: &str| standing.runs_on(&layer(name));
+        assert_eq!(runs_on("top").as_deref(), Some("container c1"));
+        assert_eq!(runs_on("other").as_deref(), Some("snapshot by hand"));
+        assert_eq!(runs_on("docker's").as_deref(), Some("snapshot d0"));
+        assert_eq!(runs_on("base"), None, "an unpack is no use");
+        assert_eq!(runs_on("middle"), None, "nor is a check");
         assert_eq!(
             standing.made_from("r/app:2").as_deref(),
             Some("container c2")

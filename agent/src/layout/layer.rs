@@ -1,10 +1,14 @@
 //! The entries of a layer's tar stream, as containerd's reader (Go's `archive/tar`)
-//! understands them: names, kinds and sizes, without the contents.
+//! understands them: names, kinds, sizes, and the contents piece by piece for who asks.
 
-use std::io::{self, Read};
+use std::{
+    collections::VecDeque,
+    io::{self, Read},
+};
 
 use super::{
-    pax::next_record,
+    extended::Extended,
+    sparse::{self, Part},
     tar::{field, number, until_nul},
 };
 use crate::{
@@ -17,7 +21,9 @@ const BLOCK: usize = 512;
 const MAX_EXTENDED: u64 = 1 << 20;
 /// As the kernel's limit for a path.
 const MAX_NAME: usize = 4096;
-/// Contents are read past in pieces of this size (bytes).
+/// Of a mode, what is permissions and not the type.
+const PERMISSIONS: u64 = 0o7777;
+/// Contents are read, or read past, in pieces of this size (bytes).
 const SCRATCH: usize = 64 << 10;
 
 /// What an entry makes.
@@ -38,32 +44,56 @@ pub struct LayerEntry {
     /// Relative to the layer's root, without `.` and `..`; empty for the root itself.
     pub path: Vec<u8>,
     pub kind: EntryKind,
+    /// Where a link leads, as it is written.
+    pub target: Vec<u8>,
+    /// Permissions, without the type; `None` where the header has no such number.
+    pub mode: Option<u32>,
+    /// User and group, likewise.
+    pub owner: Option<(u32, u32)>,
 }
 
-/// Reads entries one by one; at most one header is held in memory.
+/// A piece of a file's content.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    Data(&'a [u8]),
+    /// So many zeros.
+    Hole(u64),
+}
+
+/// Reads entries one by one; at most one header, or one piece of content, is held in memory.
 #[derive(Debug)]
 pub struct LayerEntries<R> {
     reader: R,
     /// Content and padding of the last entry, not yet read past.
     rest: u64,
+    content: Content,
     scratch: Vec<u8>,
     ended: bool,
 }
 
-/// What extended headers say about the entry that follows them.
+/// What of the last entry's content is not told yet.
 #[derive(Debug, Default)]
-struct Extended {
-    long_name: Option<Vec<u8>>,
-    name: Option<Vec<u8>>,
-    size: Option<u64>,
-    sparse_name: Option<Vec<u8>>,
-    sparse_size: Option<u64>,
-    sparse_real_size: Option<u64>,
-    sparse_version: (Vec<u8>, Vec<u8>),
-    sparse_map: bool,
+struct Content {
+    /// How far into the file it is told.
+    at: u64,
+    size: u64,
+    /// Bytes of it in the archive: those of its parts, and the map before them.
+    stored: u64,
+    map: Map,
+    parts: VecDeque<Part>,
 }
 
-fn invalid(what: impl std::fmt::Display) -> Error {
+/// Where a file has data.
+#[derive(Debug, Default)]
+enum Map {
+    /// As the parts say.
+    #[default]
+    Known,
+    /// As stands before the data.
+    Ahead,
+}
+
+pub(super) fn invalid(what: impl std::fmt::Display) -> Error {
     Error::new(Kind::InvalidContent, what)
 }
 
@@ -76,6 +106,7 @@ impl<R: Read> LayerEntries<R> {
         Self {
             reader,
             rest: 0,
+            content: Content::default(),
             scratch: vec![0; SCRATCH],
             ended: false,
         }
@@ -84,6 +115,7 @@ impl<R: Read> LayerEntries<R> {
     /// The next entry; `None` at the end of the archive.
     pub fn next_entry(&mut self) -> Result<Option<LayerEntry>> {
         let mut extended = Extended::default();
+        self.content = Content::default();
         while !self.ended {
             self.skip()?;
             let Some(header) = self.header()? else {
@@ -99,7 +131,7 @@ impl<R: Read> LayerEntries<R> {
                     match typeflag {
                         b'x' => extended.pax(&bytes)?,
                         b'L' => extended.long_name = Some(until_nul(&bytes).to_vec()),
-                        _ => {}
+                        _ => extended.long_target = Some(until_nul(&bytes).to_vec()),
                     }
                 }
                 b'g' => self.set_rest(own_size)?,
@@ -123,17 +155,19 @@ impl<R: Read> LayerEntries<R> {
         extended: &Extended,
     ) -> Result<Option<LayerEntry>> {
         let size = extended.size.unwrap_or(own_size);
-        let (sparse_name, sparse_size) = extended.sparse();
+        let is_sparse = extended.is_sparse();
+        let sparse_size = extended.sparse_size.or(extended.sparse_real_size);
+        let real_size = sparse_size.filter(|_| is_sparse).unwrap_or(size);
         let raw = extended
             .long_name
             .clone()
-            .or(sparse_name)
+            .or_else(|| extended.sparse_name.clone().filter(|_| is_sparse))
             .or_else(|| extended.name.clone())
             .unwrap_or_else(|| header_name(header));
         // Before POSIX a directory was a file whose name ends in a slash.
         let kind = match typeflag {
             0 if raw.ends_with(b"/") => EntryKind::Directory,
-            b'0' | 0 => EntryKind::File(sparse_size.unwrap_or(size)),
+            b'0' | 0 => EntryKind::File(real_size),
             b'1' => EntryKind::HardLink,
             b'2' => EntryKind::Symlink,
             b'5' => EntryKind::Directory,
@@ -142,10 +176,60 @@ impl<R: Read> LayerEntries<R> {
         // Only files have content, whatever the header says.
         let has_content = matches!(typeflag, b'0' | 0) && kind != EntryKind::Directory;
         self.set_rest(if has_content { size } else { 0 })?;
+        if has_content {
+            self.content = Content::among(size, real_size, extended)?;
+        }
+        let target = extended
+            .long_target
+            .clone()
+            .or_else(|| extended.target.clone())
+            .unwrap_or_else(|| until_nul(field(header, 157, 100)).to_vec());
+        let user = Extended::id(extended.user, field(header, 108, 8));
+        let group = Extended::id(extended.group, field(header, 116, 8));
         Ok(Some(LayerEntry {
             path: clean(&raw)?,
             kind,
+            target,
+            mode: number(field(header, 100, 8))
+                .ok()
+                .and_then(|mode| u32::try_from(mode & PERMISSIONS).ok()),
+            owner: user.zip(group),
         }))
+    }
+
+    /// The next piece of the content of the entry that was read last; `None` at its end. What
+    /// is not asked for is read past.
+    pub fn next_piece(&mut self) -> Result<Option<Piece<'_>>> {
+        if matches!(self.content.map, Map::Ahead) {
+            let (numbers, read) = sparse::read_map(&mut self.reader)?;
+            self.rest = self.rest.saturating_sub(read);
+            let stored = self.content.stored.checked_sub(read).ok_or_else(cut_off)?;
+            self.content = Content::of(&numbers, stored, self.content.size)?;
+        }
+        let content = &mut self.content;
+        let until = content.parts.front().map_or(content.size, |part| part.from);
+        if content.at < until {
+            let hole = until.saturating_sub(content.at);
+            content.at = until;
+            return Ok(Some(Piece::Hole(hole)));
+        }
+        let Some(part) = content.parts.front_mut() else {
+            return Ok(None);
+        };
+        let wanted = usize::try_from(part.length).map_or(SCRATCH, |left| left.min(SCRATCH));
+        let piece = self.scratch.get_mut(..wanted).unwrap_or_default();
+        let read = read_some(&mut self.reader, piece)?;
+        let length = read as u64;
+        part.from = part.from.saturating_add(length);
+        part.length = part.length.saturating_sub(length);
+        content.at = part.from;
+        if part.length == 0 {
+            content.parts.pop_front();
+        }
+        self.rest = self.rest.saturating_sub(length);
+        Ok(Some(Piece::Data(
+            self.scratch.get(..read).unwrap_or_default(),
+        )))
     }
 
     fn set_rest(&mut self, size: u64) -> Result<()> {
@@ -160,12 +244,8 @@ impl<R: Read> LayerEntries<R> {
         while self.rest > 0 {
             let wanted = usize::try_from(self.rest).map_or(SCRATCH, |rest| rest.min(SCRATCH));
             let piece = self.scratch.get_mut(..wanted).unwrap_or_default();
-            match self.reader.read(piece) {
-                Ok(0) => return Err(cut_off()),
-                Ok(n) => self.rest = self.rest.saturating_sub(n as u64),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(unreadable(&error)),
-            }
+            let read = read_some(&mut self.reader, piece)?;
+            self.rest = self.rest.saturating_sub(read as u64);
         }
         Ok(())
     }
@@ -197,12 +277,7 @@ impl<R: Read> LayerEntries<R> {
             )));
         }
         let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
-        self.reader
-            .read_exact(&mut bytes)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => cut_off(),
-                _ => unreadable(&error),
-            })?;
+        read_exactly(&mut self.reader, &mut bytes)?;
         self.rest = self.rest.saturating_sub(size);
         Ok(bytes)
     }
@@ -210,6 +285,27 @@ impl<R: Read> LayerEntries<R> {
 
 fn cut_off() -> Error {
     invalid("the layer is cut off")
+}
+
+/// At least one byte, where there must be more.
+fn read_some(reader: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
+    loop {
+        match reader.read(buffer) {
+            Ok(0) => return Err(cut_off()),
+            Ok(n) => return Ok(n),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(&error)),
+        }
+    }
+}
+
+pub(super) fn read_exactly(reader: &mut impl Read, buffer: &mut [u8]) -> Result<()> {
+    reader
+        .read_exact(buffer)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => cut_off(),
+            _ => unreadable(&error),
+        })
 }
 
 /// Unsigned, as POSIX says, or signed, as some old programs did.
@@ -250,51 +346,35 @@ fn header_name(header: &[u8]) -> Vec<u8> {
     [prefix, b"/", name].concat()
 }
 
-impl Extended {
-    /// Records of the form `LENGTH KEY=VALUE\n`. An empty value takes a record back.
-    fn pax(&mut self, mut bytes: &[u8]) -> Result<()> {
-        let broken = || invalid("the layer has a damaged extended header");
-        let decimal = |value: &[u8]| -> Result<Option<u64>> {
-            if value.is_empty() {
-                return Ok(None);
-            }
-            let digits = std::str::from_utf8(value).ok();
-            let number = digits.and_then(|digits| digits.parse().ok());
-            number.map(Some).ok_or_else(broken)
-        };
-        let text = |value: &[u8]| Some(value.to_vec()).filter(|value| !value.is_empty());
-        while !bytes.is_empty() {
-            let (key, value) = next_record(&mut bytes).ok_or_else(broken)?;
-            match key {
-                b"path" => self.name = text(value),
-                b"size" => self.size = decimal(value)?,
-                b"GNU.sparse.name" => self.sparse_name = text(value),
-                b"GNU.sparse.size" => self.sparse_size = decimal(value)?,
-                b"GNU.sparse.realsize" => self.sparse_real_size = decimal(value)?,
-                b"GNU.sparse.major" => self.sparse_version.0 = value.to_vec(),
-                b"GNU.sparse.minor" => self.sparse_version.1 = value.to_vec(),
-                b"GNU.sparse.map" => self.sparse_map = !value.is_empty(),
-                _ => {}
-            }
+impl Content {
+    /// Where the content of a file of `size` bytes is among the `stored` ones.
+    fn among(stored: u64, size: u64, extended: &Extended) -> Result<Self> {
+        if !extended.is_sparse() {
+            return Self::of(&[0, size], stored, size);
         }
-        Ok(())
+        if extended.sparse_version.0 == b"1" {
+            return Ok(Self {
+                size,
+                stored,
+                map: Map::Ahead,
+                ..Self::default()
+            });
+        }
+        Self::of(&extended.sparse_map, stored, size)
     }
 
-    /// Name and size of a sparse file, if this is one (GNU's formats 0.0, 0.1 and 1.0).
-    fn sparse(&self) -> (Option<Vec<u8>>, Option<u64>) {
-        let (major, minor) = (&self.sparse_version.0[..], &self.sparse_version.1[..]);
-        let is_sparse = match (major, minor) {
-            (b"1", b"0") | (b"0", b"0" | b"1") => true,
-            (b"", b"") => self.sparse_map,
-            _ => false,
-        };
-        if !is_sparse {
-            return (None, None);
+    fn of(numbers: &[u64], stored: u64, size: u64) -> Result<Self> {
+        let parts = sparse::parts(numbers, size)?;
+        let data: u64 = parts.iter().map(|part| part.length).sum();
+        if data > stored {
+            return Err(cut_off());
         }
-        (
-            self.sparse_name.clone(),
-            self.sparse_size.or(self.sparse_real_size),
-        )
+        Ok(Self {
+            size,
+            stored,
+            parts,
+            ..Self::default()
+        })
     }
 }
 
@@ -326,6 +406,17 @@ mod tests {
         let mut reader = LayerEntries::new(bytes);
         let mut all = Vec::new();
         while let Some(entry) = reader.next_entry()? {
+            // Some contents are read, some are read past.
+            if all.len() % 2 == 0 {
+                let mut size = 0_u64;
+                while let Some(piece) = reader.next_piece()? {
+                    size = size.saturating_add(match piece {
+                        Piece::Data(data) => data.len() as u64,
+                        Piece::Hole(length) => length,
+                    });
+                }
+                assert!(matches!(entry.kind, EntryKind::File(_)) || size == 0);
+            }
             all.push((
                 String::from_utf8_lossy(&entry.path).into_owned(),
                 entry.kind,
@@ -401,7 +492,9 @@ mod tests {
             builder
                 .append_pax_extensions(records.iter().map(|(k, v)| (*k, v.as_bytes())))
                 .expect("in memory");
-            let content = vec![1; usize::try_from(size).expect("small")];
+            // Read as a map, it is one without parts.
+            let mut content = b"0\n".to_vec();
+            content.resize(usize::try_from(size).expect("small"), 0);
             builder
                 .append(
                     &header("short", tar::EntryType::Regular, size),

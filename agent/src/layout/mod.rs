@@ -11,12 +11,14 @@ mod artifact;
 mod copy;
 mod dir;
 mod entries;
+mod extended;
 mod inflate;
 mod ingest;
 mod layer;
 mod pax;
 mod reference;
 mod select;
+mod sparse;
 mod store;
 mod stream;
 mod tar;
@@ -29,7 +31,7 @@ pub use artifact::deliver_artifact;
 pub use copy::{Content, CopyStats, PutStats, copy_to_layout};
 pub use entries::Names;
 pub use inflate::inflated;
-pub use layer::{EntryKind, LayerEntries, LayerEntry};
+pub use layer::{EntryKind, LayerEntries, LayerEntry, Piece};
 pub use reference::{LayoutKind, LayoutRef, Selector};
 pub use store::Layout;
 pub use writer::{Image, write_archive};
@@ -49,6 +51,19 @@ const MARKER_FILE: &str = "oci-layout";
 const MARKER_TEXT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX_FILE: &str = "index.json";
 const BLOBS: &str = "blobs";
+
+/// Reads the bytes as an extended header, for fuzzing; not an interface.
+#[doc(hidden)]
+pub fn fuzz_pax(bytes: &[u8]) {
+    let mut extended = extended::Extended::default();
+    let read = extended.pax(bytes);
+    if read.is_ok() && extended.is_sparse() {
+        let _ = sparse::parts(
+            &extended.sparse_map,
+            extended.sparse_size.unwrap_or(u64::MAX),
+        );
+    }
+}
 
 /// A local store that was opened for reading, whichever form it has.
 #[derive(Debug)]

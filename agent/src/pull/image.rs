@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use edgepull_platform::{Host, Platform};
+use edgepull_platform::Host;
 
 use super::{
     Choice,
@@ -28,8 +28,6 @@ pub struct Puller<'a> {
     pub engine: &'a Engine,
     pub client: &'a Client,
     pub snapshotter: &'a str,
-    /// This host, where it is known: failures name it.
-    pub host: Option<&'a Host>,
     pub events: &'a Events,
     /// Where the lock of the image goes.
     pub state_dir: &'a Path,
@@ -61,83 +59,7 @@ impl Found {
     }
 }
 
-/// What a whole pull came to.
-#[derive(Debug)]
-pub enum Ended {
-    Image(Box<Pulled>),
-    /// Nothing was done: it is for the caller to deliver, or to refuse.
-    Artifact(Box<Choice>),
-}
-
-/// An image that is here now.
-#[derive(Debug, Clone)]
-pub struct Pulled {
-    pub status: Status,
-    /// What the reference resolves to.
-    pub root: Digest,
-    /// What the image record points at: the root, but for `--variant best`.
-    pub target: Digest,
-    pub manifest: Digest,
-    pub config: Digest,
-    /// What the image is for, where its label says so.
-    pub platform: Option<Platform>,
-    pub bytes: Bytes,
-    pub warnings: Vec<String>,
-}
-
 impl Puller<'_> {
-    /// Looks, and fetches what is missing. Warnings and the registry's oddities are in the
-    /// result and told as events, also where the pull fails; errors name the reference.
-    ///
-    /// [`Event::Resolving`] and [`Event::Finished`] frame the whole of what is done for a
-    /// reference, and are for the caller to emit.
-    pub async fn pull(&self, reference: &Reference, want: &Want) -> Result<Ended> {
-        let ended = self.whole(reference, want).await;
-        let notices = self.client.take_notices();
-        for message in &notices {
-            warn(self.events, reference, message);
-        }
-        match ended {
-            Ok(Ended::Image(mut pulled)) => {
-                pulled.warnings.extend(notices);
-                Ok(Ended::Image(pulled))
-            }
-            other => other.map_err(|error| named(error, reference, &want.asked, self.host)),
-        }
-    }
-
-    async fn whole(&self, reference: &Reference, want: &Want) -> Result<Ended> {
-        let repo = self.client.repository(reference);
-        let found = self.find(reference, &repo, want).await?;
-        let mut warnings = Vec::new();
-        let (choice, outcome) = match found {
-            Found::Present(choice) => {
-                let outcome = present(&choice);
-                (choice, outcome)
-            }
-            Found::Artifact(choice) => return Ok(Ended::Artifact(Box::new(choice))),
-            Found::Image(choice) => {
-                warnings = self::warnings(want, &choice);
-                for message in &warnings {
-                    warn(self.events, reference, message);
-                }
-                let outcome = self.fetch(reference, &repo, &choice).await?;
-                (choice, outcome)
-            }
-        };
-        warnings.extend(outcome.warnings);
-        Ok(Ended::Image(Box::new(Pulled {
-            status: outcome.status,
-            target: choice.target().digest.clone(),
-            root: choice.root.descriptor.digest,
-            manifest: choice.leaf.descriptor.digest,
-            config: choice.config.digest().clone(),
-            platform: choice.platform,
-            bytes: outcome.bytes,
-            warnings,
-        })))
-    }
-
     /// What `reference` is in `repo`, and whether it is here. An unchanged image costs one
     /// HEAD.
     pub async fn find(&self, reference: &Reference, repo: &Repo, want: &Want) -> Result<Found> {
@@ -307,11 +229,4 @@ pub fn named(error: Error, reference: &Reference, platform: &str, host: Option<&
         Some(host) => error.host(&host.platform),
         None => error,
     }
-}
-
-fn warn(events: &Events, reference: &Reference, message: &str) {
-    events.emit(&Event::Warning {
-        reference: reference.typed().to_owned(),
-        message: message.to_owned(),
-    });
 }

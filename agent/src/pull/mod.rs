@@ -10,7 +10,7 @@ mod run;
 mod unpack;
 
 pub use crate::choice::Choice;
-pub use image::{Ended, Found, Pulled, Puller};
+pub use image::{Found, Puller};
 pub use present::is_present;
-pub use room::{Need, Room};
+pub use room::{Need, Room, grown};
 pub use run::{Bytes, Outcome, Request, Status, lock_name, pull_into};

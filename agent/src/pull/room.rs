@@ -40,7 +40,8 @@ pub(super) fn unpacked(image: &Image<'_>, present: usize) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
-fn grown(layer: &Descriptor) -> u64 {
+/// The estimate for one layer.
+pub fn grown(layer: &Descriptor) -> u64 {
     match &layer.media_type {
         MediaType::Layer {
             compression: Compression::None,

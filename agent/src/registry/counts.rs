@@ -38,22 +38,6 @@ pub struct Counts {
     pub requests: BTreeMap<(String, Code), u64>,
     /// Bytes of manifests, configs and layers that came.
     pub bytes: BTreeMap<(String, Origin), u64>,
-    /// Bytes that did not have to come again, because a transfer went on where an earlier
-    /// one had ended.
-    pub resumed: u64,
-}
-
-impl Counts {
-    /// Adds what another client counted.
-    pub fn merge(&mut self, other: &Self) {
-        for (key, count) in &other.requests {
-            add(&mut self.requests, key.clone(), *count);
-        }
-        for (key, count) in &other.bytes {
-            add(&mut self.bytes, key.clone(), *count);
-        }
-        self.resumed = self.resumed.saturating_add(other.resumed);
-    }
 }
 
 fn add<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K, count: u64) {
@@ -72,11 +56,6 @@ impl Counters {
 
     pub(super) fn request(&self, registry: &str, code: Code) {
         add(&mut self.counts().requests, (registry.to_owned(), code), 1);
-    }
-
-    pub(super) fn resumed(&self, bytes: u64) {
-        let mut counts = self.counts();
-        counts.resumed = counts.resumed.saturating_add(bytes);
     }
 
     /// For the body of one answer.
@@ -116,24 +95,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_counts_of_several_clients_add_up() {
+    fn what_is_counted_by_registry_adds_up() {
         let one = Counters::default();
         one.request("a.example", Some(200));
         one.request("a.example", None);
         one.meter("a.example", Origin::Mirror).came(5);
-        one.resumed(3);
-        let other = Counters::default();
+        let other = one.clone();
         other.request("a.example", Some(200));
         other.request("b.example", Some(404));
         let meter = other.meter("a.example", Origin::Mirror);
         meter.came(2);
         meter.came(1);
         other.meter("a.example", Origin::Registry).came(7);
-        let mut sum = one.snapshot();
-        sum.merge(&other.snapshot());
         let key = |registry: &str, code| (registry.to_owned(), code);
         assert_eq!(
-            sum,
+            one.snapshot(),
             Counts {
                 requests: [
                     (key("a.example", None), 1),
@@ -146,7 +122,6 @@ mod tests {
                     (("a.example".to_owned(), Origin::Mirror), 8),
                 ]
                 .into(),
-                resumed: 3,
             }
         );
     }

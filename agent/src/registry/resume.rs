@@ -51,10 +51,6 @@ pub(super) async fn stream(
     repo.effort().begin(&descriptor.digest);
     // A refusal is told before anybody waits for bytes.
     resuming.open().await?;
-    let opened = resuming.current.as_ref();
-    if opened.is_some_and(|opened| !opened.reading.ignores_range()) {
-        repo.client.shared.transport.counters.resumed(offset);
-    }
     Ok(Box::pin(stream::try_unfold(resuming, Resuming::next)))
 }
 

@@ -176,7 +176,6 @@ impl Job<'_> {
             engine: &attached.engine,
             client,
             snapshotter: &attached.snapshotter,
-            host: self.context.host().ok(),
             events: self.events,
             state_dir: &state_dir,
             managed_by: "cli",

@@ -197,6 +197,8 @@ impl Job<'_> {
             events: self.events,
             state_dir: &state_dir(),
             managed_by: "cli",
+            // Whoever asks for it by hand is not held up by a floor, as with a pull.
+            room: None,
         };
         let repaired = Box::pin(repair.image(reference, record, sound)).await?;
         row.verdict = repaired.verdict;

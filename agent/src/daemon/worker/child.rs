@@ -300,7 +300,6 @@ impl Bench {
             engine: &attached.engine,
             client,
             snapshotter: &attached.snapshotter,
-            host: Some(host),
             events,
             state_dir: locks,
             managed_by: AGENT,
@@ -364,6 +363,11 @@ impl Bench {
         };
         let want = self.session.want(attached, &job.platform)?;
         let locks = self.session.runtime_dir();
+        let room = keep::space::Space::of(
+            &attached.engine,
+            &attached.snapshotter,
+            self.session.config().free_floor(),
+        )?;
         let repair = keep::Repair {
             engine: &attached.engine,
             snapshotter: &attached.snapshotter,
@@ -372,6 +376,7 @@ impl Bench {
             events,
             state_dir: locks,
             managed_by: AGENT,
+            room: Some(&room),
         };
         let repaired = Box::pin(repair.image(reference, &record, &mut self.sound)).await?;
         if let Some(error) = repaired.error {
