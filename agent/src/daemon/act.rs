@@ -271,12 +271,12 @@ impl Daemon {
             let text = crate::redact::printable(&text, 4000);
             tracing::warn!(reference = key.reference, platform = key.platform, "{text}");
         }
-        for reason in &found.unchecked {
-            let reason = crate::redact::printable(reason, 400);
+        if !found.unchecked.is_empty() {
+            let reasons = crate::redact::printable(&found.unchecked.join("; "), 4000);
             tracing::warn!(
                 reference = key.reference,
                 platform = key.platform,
-                "{}: not all of it could be compared: {reason}",
+                "{}: not all of it could be compared: {reasons}",
                 desired.reference
             );
         }

@@ -212,12 +212,16 @@ async fn what_could_not_be_compared_is_told() {
     let mut scene = Scene::new("r.example/a:1\n");
     let desired = scene.daemon.desired(&scene.key(0)).expect("declared");
     let found = crate::daemon::worker::Rechecked {
-        unchecked: vec!["no permission".to_owned()],
+        unchecked: vec!["no permission".to_owned(), "no room".to_owned()],
         ..Default::default()
     };
     let records = said(|| scene.daemon.rechecked(&desired, &found));
     assert_eq!(records.len(), 1);
-    assert!(records[0].contains("no permission"), "{}", records[0]);
+    assert!(
+        records[0].contains("no permission; no room"),
+        "{}",
+        records[0]
+    );
     assert!(records[0].contains("EDGEPULL_REFERENCE="), "{}", records[0]);
 }
 

@@ -33,6 +33,8 @@ use crate::{
 
 /// How often bytes that came in are told.
 const PROGRESS: Duration = Duration::from_millis(250);
+/// Damages of an image that are told one by one.
+const MOST_TOLD: usize = 50;
 /// Events on their way out; there are a handful for each layer.
 const QUEUE: usize = 1024;
 
@@ -386,16 +388,26 @@ impl Bench {
         let damage = &repaired.report.damage;
         Ok(Done::Rechecked(Box::new(Rechecked {
             repaired: repaired.verdict == keep::Verdict::Repaired,
-            damage: damage.iter().map(ToString::to_string).collect(),
-            unchecked: repaired
-                .report
-                .unchecked
-                .into_iter()
-                .map(|unchecked| unchecked.reason)
-                .collect(),
+            damage: first(damage),
+            unchecked: first(repaired.report.unchecked.iter().map(|it| &it.reason)),
             fetched: repaired.fetched,
         })))
     }
+}
+
+/// The first of them, and how many more there are: a layer has as many files as it likes.
+fn first(all: impl IntoIterator<Item = impl ToString>) -> Vec<String> {
+    let mut all = all.into_iter();
+    let mut told: Vec<String> = all
+        .by_ref()
+        .take(MOST_TOLD)
+        .map(|item| item.to_string())
+        .collect();
+    let more = all.count();
+    if more > 0 {
+        told.push(format!("and {more} more"));
+    }
+    told
 }
 
 /// What was counted after `told`, with the second part of the key in words.
@@ -448,4 +460,18 @@ fn artifact() -> Error {
         "the reference offers an artifact here, which is delivered and not unpacked",
     )
     .hint("`edgepull pull --artifact-dir DIR` delivers it; the daemon keeps images only")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_to_every_file_of_a_layer_is_told_in_one_line() {
+        assert_eq!(first(["a", "b"]), ["a", "b"]);
+        let told = first(0..100_000);
+        assert_eq!(told.len(), MOST_TOLD + 1);
+        assert_eq!(told[0], "0");
+        assert_eq!(told[MOST_TOLD], "and 99950 more");
+    }
 }
