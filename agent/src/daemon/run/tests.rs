@@ -196,7 +196,7 @@ async fn a_failure_tells_how_far_the_work_was() {
     let records = said(|| {
         scene
             .daemon
-            .failed(&desired, Step::Pull(crate::reconcile::Why::Missing), &error)
+            .failed(&desired, Step::Pull(crate::reconcile::Why::Missing), &error);
     });
     assert_eq!(records.len(), 1);
     for field in [
