@@ -100,6 +100,7 @@ mod binfmt;
 mod cpu;
 mod detect;
 mod error;
+pub mod executable;
 mod facts;
 mod host;
 mod normalize;
