@@ -21,7 +21,7 @@
 //! | first 256 bytes taken by an enabled handler with flag F | | emulated, also what the cores would run |
 //! | the same, without F | | unknown: depends on the handler's program being in the image |
 //! | the same, x86-64 level 3 or 4, or a fault in its structure | | unknown: what the emulator plays is not told |
-//! | `#!` line without interpreter, or with a path beyond 256 bytes | | refused |
+//! | `#!` line without interpreter, or with a path beyond the 256 bytes | | refused |
 //! | script | | its interpreter's; alone, unknown; a sixth level is refused |
 //! | script, with a CR or several words for `env` in its argument | its interpreter runs | unknown |
 //! | empty, only zeros, text, Java, PE, Mach-O, anything unknown | no handler by file name | refused |
@@ -31,11 +31,11 @@
 //! | ELF of a machine that the cores do not run | | refused |
 //! | ELF with the cores' machine and another class, or without a byte order | | unknown: kernels differ |
 //! | ELF for 32-bit Arm | arm64 without `AArch32` | refused; not observed: unknown |
-//! | ELF for 32-bit x86 | amd64 without `CONFIG_IA32_EMULATION` | refused |
+//! | ELF for 32-bit x86 | amd64 without `CONFIG_IA32_EMULATION` | refused; not observed: unknown |
 //! | ELF for 32-bit Arm from before EABI | arm64 | refused; 32-bit kernel: unknown |
 //! | ELF for the kernel, not for its 32-bit userland | | unknown: engines there forbid it |
 //! | ELF with a structure that no kernel takes, or cut off before its first instruction | | refused |
-//! | ELF cut off elsewhere, marked for another system, a library | | unknown |
+//! | ELF cut off elsewhere, with odd segments, without code at its start, marked for another system, a library | | unknown |
 //! | `PT_LOAD` not congruent with the page size | page size known | refused; not observed: unknown |
 //! | segments of different rights in one page | | unknown |
 //! | x86 level declared as needed, glibc's loader; or `GOAMD64` | lower level | refused; level not observed: unknown |

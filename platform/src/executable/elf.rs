@@ -305,11 +305,39 @@ impl Elf {
             let end = load.address.saturating_add(load.memory_size) | page;
             (load.address & !page..=end).contains(&self.entry)
         });
-        if self.interpreter.is_none() && !mapped {
+        let executable = self.loads.iter().any(|load| {
+            let into = self.entry.checked_sub(load.address);
+            load.flags & 1 != 0 && into.is_some_and(|into| into < load.file_size)
+        });
+        let impossible = self.loads.iter().any(|load| {
+            load.file_size > load.memory_size
+                || load.address.checked_add(load.memory_size).is_none()
+        });
+        if impossible {
+            self.fail("has a segment of an impossible size or address");
+        } else if self.interpreter.is_none() && !mapped {
             self.fail("starts at an address that it does not load");
+        } else if self.interpreter.is_none() && self.entry != 0 && !executable {
+            self.doubt("starts where it has no code");
+        } else if !self.is_in_order() {
+            self.doubt(
+                "has segments that overlap, are out of order or lie beyond the usual addresses",
+            );
         } else if self.kind == Type::Dynamic && self.entry == 0 && self.interpreter.is_none() {
             self.doubt("looks like a shared library");
         }
+    }
+
+    /// Segments stand in the order of their addresses (gABI, "Loadable Segment"), within what
+    /// every kernel gives to programs.
+    fn is_in_order(&self) -> bool {
+        let highest = if self.wide { 1 << 47 } else { 3 << 30 };
+        let mut end = 0;
+        self.loads.iter().all(|load| {
+            let follows = load.address >= end;
+            end = load.address.saturating_add(load.memory_size);
+            follows && end <= highest
+        })
     }
 
     /// The sections: nothing needs them to run, so what is missing is only not known.

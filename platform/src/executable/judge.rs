@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::bytes::Head;
 use super::{BadLine, DEEPEST, Kind, Needs, Script, path};
 use crate::binfmt::Handler;
 use crate::host::Host;
@@ -434,12 +433,5 @@ fn with_loader(
                 fits.about(&format!("its loader {name}"))
             }
         }
-    }
-}
-
-/// Judges the beginning of a file; for what holds no more.
-impl From<Head<'_>> for Needs {
-    fn from(head: Head<'_>) -> Needs {
-        Needs::read(&head)
     }
 }

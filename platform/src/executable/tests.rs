@@ -8,6 +8,8 @@ use crate::host::Host;
 mod build;
 mod chains;
 mod files;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod kernel;
 mod properties;
 mod verdicts;
 

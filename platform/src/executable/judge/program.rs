@@ -33,6 +33,12 @@ pub(super) fn judge(elf: &Elf, size: Option<u64>, host: &Host) -> Verdict {
 
 /// Do the cores run its machine's code under this kernel, and in which mode?
 fn mode(elf: &Elf, host: &Host) -> Result<Verdict, Verdict> {
+    // Kernels do not look at the byte order (`EI_DATA`), so nothing else of it can be trusted.
+    if elf.is_swapped() {
+        return Err(Verdict::unknown(
+            "its header contradicts itself: the machine number makes sense only in the other byte order",
+        ));
+    }
     match elf.kind {
         Type::Executable | Type::Dynamic => {}
         Type::Relocatable => {
@@ -72,6 +78,11 @@ fn mode(elf: &Elf, host: &Host) -> Result<Verdict, Verdict> {
         .runs_natively()
         .find(|runs| runs.platform.architecture() == architecture)
     {
+        if architecture == "386" && host.userland != "386" && host.ia32.is_none() {
+            return Err(Verdict::unknown(
+                "it is built for 32-bit x86, and whether this kernel starts such programs was not observed; most do",
+            ));
+        }
         return Ok(match runs.how {
             How::Compat32 => Verdict::Compat32,
             _ => Verdict::Native,
@@ -98,9 +109,6 @@ fn mode(elf: &Elf, host: &Host) -> Result<Verdict, Verdict> {
         ("amd64", "386") if host.ia32 == Some(false) => Verdict::refused(
             Refusal::Mode,
             "it is built for 32-bit x86, and this kernel starts no 32-bit programs (CONFIG_IA32_EMULATION or the boot parameter ia32_emulation)",
-        ),
-        ("amd64", "386") => Verdict::unknown(
-            "it is built for 32-bit x86, and whether this kernel starts such programs was not observed",
         ),
         ("riscv64", "riscv32") | ("mips64", "mips") | ("mips64le", "mipsle") => narrow(elf, host),
         _ => foreign(elf, host),
@@ -143,11 +151,6 @@ fn nameless(elf: &Elf, host: &Host) -> Verdict {
         );
     if sibling {
         return narrow(elf, host);
-    }
-    if elf.is_swapped() {
-        return Verdict::unknown(
-            "its header contradicts itself: the machine number makes sense only in the other byte order",
-        );
     }
     match elf.architecture_by_number() {
         // x86 kernels look at the machine number alone (`elf_check_arch`); x32 is an option.
@@ -331,14 +334,12 @@ fn arm(elf: &Elf, host: &Host) -> Option<Verdict> {
     }
     let told = elf.arm.as_ref().and_then(ArmAttributes::version);
     match told {
-        // Go's own number is better; its linker copies what C brought along.
-        _ if go.is_some() => {}
         Some(needed) if needed > own => {
             return Some(Verdict::unknown(format!(
                 "some of its code is for 32-bit Arm v{needed}, and this host is v{own}: it crashes if that code is used"
             )));
         }
-        None if own < 7 => {
+        None if own < 7 && go.is_none() => {
             return Some(Verdict::unknown(format!(
                 "it does not tell for which version of 32-bit Arm it was built, and this host is v{own}"
             )));

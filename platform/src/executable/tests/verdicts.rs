@@ -48,7 +48,7 @@ fn machines_and_modes() {
             Program::i386(),
             &[
                 ("amd64 v1", "compat32"),
-                ("amd64 v2", "compat32"),
+                ("amd64 v2", "unknown"),
                 ("amd64 v3", "refused Mode"),
                 ("386 on amd64", "compat32"),
                 ("arm64", "refused Machine"),
@@ -333,6 +333,15 @@ fn versions_of_arm() {
             &[("arm64", "unknown")],
         ),
     ]);
+}
+
+/// A kernel that does not look at the byte order starts it.
+#[test]
+fn a_byte_order_that_is_wrong() {
+    let mut file = Program::amd64().write();
+    file[5] = 2;
+    let verdict = judge(&read(&file), &host("amd64 v1"));
+    assert_eq!(told(&verdict), "unknown", "{verdict}");
 }
 
 #[test]
