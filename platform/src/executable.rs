@@ -116,6 +116,26 @@ pub enum Kind {
     Unknown,
 }
 
+impl Kind {
+    /// In one word, for reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Kind::Unreadable => "unreadable",
+            Kind::Empty => "empty",
+            Kind::Zeros => "zeros",
+            Kind::Elf(_) => "elf",
+            Kind::Script(_) | Kind::BadScript(_) => "script",
+            Kind::Wasm(_) => "wasm",
+            Kind::Pe(_) => "pe",
+            Kind::MachO(_) => "mach-o",
+            Kind::Java => "java",
+            Kind::OldFormat(name) => name,
+            Kind::Text { .. } => "text",
+            Kind::Unknown => "unknown",
+        }
+    }
+}
+
 /// What a file needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needs {

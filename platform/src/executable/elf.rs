@@ -11,6 +11,7 @@ mod machine;
 mod notes;
 
 pub use attributes::ArmAttributes;
+use machine::EM_PPC64;
 pub use machine::{EM_386, EM_AARCH64, EM_ARM, EM_X86_64};
 
 /// The kernel takes no more bytes of program headers (`load_elf_phdrs`).
@@ -317,7 +318,11 @@ impl Elf {
             self.fail("has a segment of an impossible size or address");
         } else if self.interpreter.is_none() && !mapped {
             self.fail("starts at an address that it does not load");
-        } else if self.interpreter.is_none() && self.entry != 0 && !executable {
+        } else if self.interpreter.is_none()
+            && self.entry != 0
+            && !executable
+            && !self.starts_by_descriptor()
+        {
             self.doubt("starts where it has no code");
         } else if !self.is_in_order() {
             self.doubt(
@@ -326,6 +331,11 @@ impl Elf {
         } else if self.kind == Type::Dynamic && self.entry == 0 && self.interpreter.is_none() {
             self.doubt("looks like a shared library");
         }
+    }
+
+    /// In the first ABI of 64-bit PowerPC `e_entry` is the address of a pair of pointers.
+    fn starts_by_descriptor(&self) -> bool {
+        self.machine == EM_PPC64 && self.flags & 3 != 2
     }
 
     /// Segments stand in the order of their addresses (gABI, "Loadable Segment"), within what
@@ -384,6 +394,7 @@ impl Elf {
         let data = self
             .loads
             .iter()
+            .filter(|_| names.is_empty())
             .find(|load| load.flags & 3 == 2 && load.file_size > 0)
             .map(|load| load.offset);
         if let Some(found) = golang::read(info, data, reader) {

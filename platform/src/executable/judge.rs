@@ -169,7 +169,8 @@ pub fn judge(needs: &Needs, host: &Host) -> Verdict {
 }
 
 /// Judges a file together with what it names: interpreters of scripts, a program's loader, and the
-/// program of a handler that must be in the image. `find` looks such a path up.
+/// program of a handler that must be in the image. `find` looks such a path up, inside the image; one
+/// that does not begin with `/` is relative to the working directory.
 pub fn judge_with(needs: &Needs, host: &Host, find: &mut dyn FnMut(&[u8]) -> Found) -> Judgement {
     let mut chain: Vec<Step> = Vec::new();
     let mut doubts = Vec::new();

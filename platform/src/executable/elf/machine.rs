@@ -2,6 +2,8 @@
 
 /// Intel 80386.
 pub const EM_386: u16 = 3;
+/// PowerPC, 64-bit.
+pub(super) const EM_PPC64: u16 = 21;
 /// Arm, 32-bit.
 pub const EM_ARM: u16 = 40;
 /// AMD x86-64.
@@ -17,8 +19,8 @@ const ARCHITECTURES: &[(u16, bool, bool, &str)] = &[
     (6, false, true, "386"),
     (EM_AARCH64, true, true, "arm64"),
     (EM_ARM, false, true, "arm"),
-    (21, true, true, "ppc64le"),
-    (21, true, false, "ppc64"),
+    (EM_PPC64, true, true, "ppc64le"),
+    (EM_PPC64, true, false, "ppc64"),
     (22, true, false, "s390x"),
     (243, true, true, "riscv64"),
     (243, false, true, "riscv32"),
@@ -39,7 +41,7 @@ const NAMES: &[(u16, &str)] = &[
     (15, "HP PA-RISC"),
     (18, "SPARC"),
     (20, "PowerPC"),
-    (21, "PowerPC"),
+    (EM_PPC64, "PowerPC"),
     (22, "S/390"),
     (EM_ARM, "Arm"),
     (42, "SuperH"),

@@ -193,6 +193,7 @@ fn build_information_of_go() {
     let mut file = Program::amd64().write();
     let info = super::build::go(&["GOAMD64=v2"]);
     let at = 0x800 + 32;
+    file[60..62].fill(0);
     file.splice(at..at + info.len().min(0xe0), info.iter().copied());
     let found = elf(&file).go.expect("Go");
     assert_eq!(found.amd64_level(), Some(2));

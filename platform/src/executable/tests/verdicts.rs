@@ -389,6 +389,11 @@ fn doubtful_files() {
             &[("amd64 v1", "refused Damaged")],
         ),
     ]);
+    // A pair of pointers among the data.
+    let descriptor = Program::other(21, true, false).entry(0x41_0810);
+    assert_eq!(elf(&descriptor.write()).fault, None);
+    let data = Program::amd64().entry(0x41_0810);
+    check(&[("starting in its data", data, &[("amd64 v1", "unknown")])]);
     // A linker writes the data last: what is cut off may never be used. The code must be there.
     let far = Program::amd64()
         .entry(0x40_3000)
