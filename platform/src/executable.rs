@@ -13,23 +13,24 @@
 //!
 //! # Verdicts
 //!
-//! First row that applies.
+//! First row that applies; of those on the structure of ELF files and below, proof goes before doubt:
+//! one that refuses before one that does not know.
 //!
 //! | the file | the host | verdict |
 //! |---|---|---|
 //! | cannot be read | | unknown |
-//! | first 256 bytes taken by an enabled handler with flag F | | emulated, also what the cores would run |
-//! | the same, without F | | unknown: depends on the handler's program being in the image |
+//! | first 256 bytes taken by an enabled handler | handler without F | its program missing in the image: refused; not looked for: unknown |
 //! | the same, x86-64 level 3 or 4, or a fault in its structure | | unknown: what the emulator plays is not told |
+//! | the same, anything else | | emulated, also what the cores would run |
 //! | `#!` line without interpreter, or with a path beyond the 256 bytes | | refused |
-//! | script | | its interpreter's; alone, unknown; a sixth level is refused |
+//! | script | | its interpreter's; alone, unknown; a sixth level is refused, and a handler is one |
 //! | script, with a CR or several words for `env` in its argument | its interpreter runs | unknown |
 //! | empty, only zeros, text, Java, PE, Mach-O, anything unknown | no handler by file name | refused |
 //! | the same | such a handler | unknown |
 //! | WebAssembly; bFLT or a.out | | unknown: a runtime, or an old kernel, may start it |
 //! | ELF, object file or core dump | | refused |
 //! | ELF of a machine that the cores do not run | | refused |
-//! | ELF with the cores' machine and another class, or without a byte order | | unknown: kernels differ |
+//! | ELF with the cores' machine and another class, or with a wrong byte order | | unknown: kernels differ |
 //! | ELF for 32-bit Arm | arm64 without `AArch32` | refused; not observed: unknown |
 //! | ELF for 32-bit x86 | amd64 without `CONFIG_IA32_EMULATION` | refused; not observed: unknown |
 //! | ELF for 32-bit Arm from before EABI | arm64 | refused; 32-bit kernel: unknown |

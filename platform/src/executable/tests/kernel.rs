@@ -116,7 +116,7 @@ fn headers_with_one_byte_changed() {
         "programs must run in {}",
         dir.path().display()
     );
-    assert_eq!(judged(&path, &host), Verdict::Native);
+    assert!(judged(&path, &host).runs());
     for at in 0..64 + 2 * 56 {
         for value in [0, 1, 3, 0x40, 0xff, file[at] ^ 1, file[at] ^ 0x10] {
             let mut changed = file.clone();
