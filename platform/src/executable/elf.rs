@@ -422,9 +422,10 @@ impl Elf {
         !machine::is_known(self.machine) && machine::is_known(self.machine.swap_bytes())
     }
 
-    /// Neither a loader nor a dynamic section.
+    /// It names no loader: the kernel starts it directly. Position-independent ones have a dynamic
+    /// section all the same.
     pub fn is_static(&self) -> bool {
-        self.interpreter.is_none() && self.dynamic.is_none()
+        self.interpreter.is_none()
     }
 
     /// The ABI version of a 32-bit Arm file; 0 is the one before EABI.
