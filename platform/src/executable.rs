@@ -253,7 +253,7 @@ fn describe_elf(elf: &Elf) -> String {
         Type::Relocatable => "an object file",
         Type::Core => "a core dump",
         Type::Executable | Type::Dynamic if elf.go.is_some() => "a Go program",
-        Type::Dynamic if elf.fault.is_some() => "a library or program",
+        Type::Dynamic if elf.is_static() && elf.entry == 0 => "a library",
         Type::Executable | Type::Dynamic if elf.is_static() => "a static program",
         _ => "a program",
     };
