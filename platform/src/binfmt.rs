@@ -88,7 +88,8 @@ impl Handler {
             })
     }
 
-    fn matches(&self, header: &[u8]) -> bool {
+    /// Does it take a file that starts with these bytes? The kernel fills up short files with zeros.
+    pub(crate) fn matches(&self, header: &[u8]) -> bool {
         let masks = self.mask.iter().copied().chain(std::iter::repeat(0xff));
         let Some(window) = header.get(self.offset..) else {
             return false;

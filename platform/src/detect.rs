@@ -76,6 +76,8 @@ pub fn detect(facts: &Facts) -> Result<Host, DetectError> {
         emulated,
         ia32,
         platform,
+        handlers: Vec::new(),
+        by_extension: Vec::new(),
         evidence: Vec::new(),
         warnings: Vec::new(),
     };

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::binfmt::Handler;
 use crate::platform::Platform;
 
 /// How a host runs a platform.
@@ -78,6 +79,12 @@ pub struct Host {
     /// Whether an amd64 kernel starts 32-bit x86 programs; null when only assumed, or off amd64.
     #[serde(skip)]
     pub ia32: Option<bool>,
+    /// The enabled handlers that decide by a file's first bytes.
+    #[serde(skip)]
+    pub(crate) handlers: Vec<Handler>,
+    /// The names of enabled handlers that decide by a file's name.
+    #[serde(skip)]
+    pub(crate) by_extension: Vec<String>,
     /// What the above rests on.
     pub evidence: Vec<Evidence>,
     /// What its owner should know, one sentence each.

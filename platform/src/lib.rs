@@ -73,6 +73,8 @@
 //!   containerd's reader would look at.
 //! - A system that no container engine runs on has no fallbacks: `zephyr/arm/v7` is itself only.
 //!
+//! What a single file needs, and whether a host has it, is told by [`executable`], with its own table.
+//!
 //! # Evidence
 //!
 //! Three truths are kept apart: what the kernel is ([`Host::kernel`]), what the userland was
@@ -100,6 +102,7 @@ mod binfmt;
 mod cpu;
 mod detect;
 mod error;
+pub mod executable;
 mod facts;
 mod host;
 mod normalize;

@@ -22,6 +22,11 @@ pub(super) fn add(facts: &Facts, host: &mut Host, findings: &mut Findings) {
         .filter_map(|(name, text)| Handler::parse(name, text))
         .filter(|handler| handler.enabled)
         .collect();
+    host.by_extension = facts
+        .handlers()
+        .filter(|(_, text)| by_extension(text))
+        .map(|(name, _)| printable(name))
+        .collect();
     for architecture in handled() {
         let mut takers = handlers
             .iter()
@@ -58,6 +63,13 @@ pub(super) fn add(facts: &Facts, host: &mut Host, findings: &mut Findings) {
             });
         }
     }
+    host.handlers = handlers;
+}
+
+/// An enabled handler that looks at the end of a file's name.
+fn by_extension(text: &str) -> bool {
+    let has = |start: &str| text.lines().any(|line| line.trim().starts_with(start));
+    has("enabled") && has("extension ")
 }
 
 /// A handler goes before the kernel's own loader, even for what the cores would run.
