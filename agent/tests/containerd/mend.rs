@@ -100,6 +100,37 @@ fn what_was_looked_at_instead_is_told() {
     });
 }
 
+/// Whoever repairs an image takes the views of others away, and files with them.
+#[test]
+fn what_is_taken_away_below_a_check_is_no_damage() {
+    runtime().block_on(async {
+        let lab = Lab::start();
+        let image = TestImage::large(54, 32 << 20);
+        let source = image.source();
+        let name = reference("r.example/app:1");
+        pull(&lab, "default", &request(&name, &image.choice, &source))
+            .await
+            .expect("a pull");
+        fs::write(largest(&lab), b"").expect("emptied");
+        let engine = lab.engine("default").await;
+        let (want, mut sound) = (want("linux/amd64"), Sound::default());
+        let target = image.choice.target();
+        let check = recheck(&engine, "overlayfs", target, &want, &mut sound);
+        let take = async {
+            loop {
+                let all = engine.snapshots("overlayfs").await.expect("a list");
+                if let Some(view) = all.iter().find(|one| one.name.contains("recheck")) {
+                    let removed = engine.remove_snapshot_named("overlayfs", &view.name);
+                    return removed.await.expect("removed");
+                }
+            }
+        };
+        let (report, ()) = tokio::join!(check, take);
+        let report = report.expect("an answer");
+        assert_eq!(report.verdict(), Verdict::Unchecked, "{report:?}");
+    });
+}
+
 /// The largest file of all unpacked layers.
 fn largest(lab: &Lab) -> PathBuf {
     let mut found = Vec::new();
