@@ -181,8 +181,6 @@ fn of_the_images_before_only_as_many_are_kept_as_declared() {
         }
         let image = agent.wait_state(reference, "ready");
         assert_eq!(image["digest"], **digest, "{image:#}");
-        // Since when one is kept is told in whole seconds.
-        std::thread::sleep(Duration::from_millis(1100));
     }
     let earlier = || -> BTreeSet<String> {
         let mut names: BTreeSet<String> = scene.daemon.images(NAMESPACE).into_iter().collect();

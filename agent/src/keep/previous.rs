@@ -107,7 +107,8 @@ pub async fn hold_previous(
             .collect()
     };
     let ours = pairs(&[(MANAGED, AGENT)]);
-    let since = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    // To the nanosecond: a tag may move twice within a second.
+    let since = now.to_string();
     let own = reference.record_name();
     let name = format!("{}@{}", reference.repository(), old.digest);
     // Other tags that pointed at it hold it for themselves.
