@@ -52,6 +52,14 @@ mount --bind "$box/console" "$root/dev/console"
 mount -t tmpfs -o mode=755,nosuid,nodev tmpfs "$root/run"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 
+# Where the lab lies on a file system of its own, the overlay does not show it.
+lab=${box%/run/*}
+if [ "$(stat -c %d "$lab")" != "$(stat -c %d /)" ]; then
+  mkdir -p "$root$lab"
+  mount --bind "$lab" "$root$lab"
+  mount -o remount,bind,ro "$root$lab"
+fi
+
 # An overlay cannot hold the upper layers of another one.
 mkdir -p "$root/var/lib/containerd"
 mount --bind "$data" "$root/var/lib/containerd"
