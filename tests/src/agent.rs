@@ -239,20 +239,10 @@ impl Agent {
         }
     }
 
-    /// Waits until there is nothing to do, the second look after a connection included, which
-    /// comes two seconds after it: no pass for twice that time. When the last one was.
+    /// Waits until there is nothing to do ([`wait_quiet`]).
     #[track_caller]
     pub fn wait_quiet(&self) -> Value {
-        let passed = || self.status()["last_pass"].clone();
-        let (mut last, mut since) = (passed(), Instant::now());
-        process::wait_for("nothing to do", PATIENCE, || {
-            let now = passed();
-            if now != last {
-                (last, since) = (now, Instant::now());
-            }
-            !last.is_null() && since.elapsed() > Duration::from_secs(4)
-        });
-        last
+        wait_quiet(|| self.status())
     }
 
     /// The value of a metric's only series that has all of `labels` in its line.
@@ -283,6 +273,22 @@ impl Drop for Agent {
             }
         }
     }
+}
+
+/// Waits until a daemon of this status has nothing to do, the second look after a connection
+/// included, which comes two seconds after it: no pass for twice that time. When the last one was.
+#[track_caller]
+pub fn wait_quiet(status: impl Fn() -> Value) -> Value {
+    let passed = || status()["last_pass"].clone();
+    let (mut last, mut since) = (passed(), Instant::now());
+    process::wait_for("nothing to do", PATIENCE, || {
+        let now = passed();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        !last.is_null() && since.elapsed() > Duration::from_secs(4)
+    });
+    last
 }
 
 /// One request over a Unix socket, spoken by hand: the scenarios must not believe the

@@ -8,6 +8,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use edgepull_tests::agent::wait_quiet;
 use edgepull_tests::device::{Device, NAMESPACE, UNIT, version};
 use edgepull_tests::faulty::{Action, Auth, Faulty, Kind, Rule};
 use edgepull_tests::image::{self, Layout, host};
@@ -434,6 +435,7 @@ fn configuration_is_read_again() {
     std::os::unix::fs::symlink("/srv/list.txt", link).unwrap();
     device.machine.remove("/etc/edgepull/images.d/one.txt");
     device.wait_unlisted(&one, limit);
+    wait_quiet(|| device.answer());
     device.machine.write("/srv/list.txt", &three);
     std::thread::sleep(Duration::from_secs(2));
     assert!(device.image(&three).is_null(), "who told?");
