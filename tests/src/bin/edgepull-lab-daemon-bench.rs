@@ -151,6 +151,10 @@ fn resident(when: &str, agent: &Agent) {
 
 fn wake_ups(agent: &Agent) -> String {
     std::thread::sleep(SETTLED);
+    // A thread that ends takes its count along; the one that wrote the state lives a while.
+    wait_for("the last helping thread to end", PATIENCE, || {
+        Weight::of(agent.pid()).tasks == 1
+    });
     let idle = std::env::var("EDGEPULL_BENCH_IDLE")
         .ok()
         .and_then(|seconds| seconds.parse().ok())
