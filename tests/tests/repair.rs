@@ -365,20 +365,8 @@ fn a_damaged_blob_is_replaced(version: Version) {
     scene.greets();
 }
 
-/// `latest` and `other`, on one base.
-fn siblings() -> Layout {
-    let layout = Layout::new();
-    for tag in ["latest", "other"] {
-        let base = Layer::new(&layout).file("shared", 0o644, b"shared by both");
-        let own = Layer::new(&layout).file("own", 0o644, tag.as_bytes());
-        let image = Image::new(&layout, host()).layer(base).layer(own).finish();
-        layout.tag(tag, image);
-    }
-    layout
-}
-
 fn a_damaged_base_takes_every_image_upon_it_along(version: Version) {
-    let scene = Scene::new(version, siblings());
+    let scene = Scene::new(version, image::siblings());
     scene.pull();
     let other = scene.registry.reference("lab/app", "other");
     scene.verb("pull").arg(&other).run().exits(0);

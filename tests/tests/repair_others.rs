@@ -9,22 +9,10 @@ use std::fs;
 
 use edgepull_tests::containerd::Version;
 use edgepull_tests::faulty::{Action, Kind, Rule};
-use edgepull_tests::image::{Image, Layer, Layout, host};
+use edgepull_tests::image;
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::scene::{NAMESPACE, Scene};
 use edgepull_tests::tree;
-
-/// `latest` and `other`, on one base.
-fn siblings() -> Layout {
-    let layout = Layout::new();
-    for tag in ["latest", "other"] {
-        let base = Layer::new(&layout).file("shared", 0o644, b"shared by both");
-        let own = Layer::new(&layout).file("own", 0o644, tag.as_bytes());
-        let image = Image::new(&layout, host()).layer(base).layer(own).finish();
-        layout.tag(tag, image);
-    }
-    layout
-}
 
 /// Changes the file that both images have.
 fn damage(scene: &Scene) {
@@ -36,7 +24,7 @@ fn damage(scene: &Scene) {
 }
 
 fn the_others_are_unpacked_again_where_the_image_itself_cannot_be(version: Version) {
-    let scene = Scene::new(version, siblings());
+    let scene = Scene::new(version, image::siblings());
     scene.pull();
     let other = scene.registry.reference("lab/app", "other");
     scene.verb("pull").arg(&other).run().exits(0);
@@ -68,7 +56,7 @@ fn the_others_are_unpacked_again_where_the_image_itself_cannot_be(version: Versi
 }
 
 fn what_was_only_stored_stays_only_stored(version: Version) {
-    let scene = Scene::new(version, siblings());
+    let scene = Scene::new(version, image::siblings());
     let other = scene.registry.reference("lab/app", "other");
     let store = scene.verb("pull").arg("--no-unpack").arg(&other);
     store.run().exits(0);
@@ -86,7 +74,7 @@ fn what_was_only_stored_stays_only_stored(version: Version) {
 /// docker's containers are none to containerd: they have a snapshot of their own, on a
 /// committed one of their own.
 fn what_docker_keeps_for_a_container_is_not_taken_away(version: Version) {
-    let scene = Scene::new(version, siblings());
+    let scene = Scene::new(version, image::siblings());
     scene.pull();
     let chain = scene.layout().chain(&scene.manifest());
     for args in [

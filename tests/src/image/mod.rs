@@ -12,5 +12,5 @@ pub use layout::{Blob, Layout, digest_of};
 pub use samples::{
     AMD64, ARM_V7, ARM64, HELLO, akraino, apart, arm_busybox_labelled, attested, bare_config_only,
     big, docker_types, hello, hello_single, host, mislabelled_single, nested, only_s390x, schema1,
-    tricky, windows, zephyr,
+    siblings, tricky, windows, zephyr,
 };

@@ -304,6 +304,19 @@ pub fn apart(images: usize) -> Layout {
     layout
 }
 
+/// Two images, `latest` and `other`, on one base.
+#[track_caller]
+pub fn siblings() -> Layout {
+    let layout = Layout::new();
+    for tag in ["latest", "other"] {
+        let base = Layer::new(&layout).file("shared", 0o644, b"shared by both");
+        let own = Layer::new(&layout).file("own", 0o644, tag.as_bytes());
+        let image = Image::new(&layout, host()).layer(base).layer(own).finish();
+        layout.tag(tag, image);
+    }
+    layout
+}
+
 /// An index with an entry that has no platform at all; the config tells.
 #[track_caller]
 pub fn bare_config_only() -> Layout {
