@@ -37,7 +37,7 @@ pub enum Fault {
 #[derive(Debug)]
 struct State {
     fault: Fault,
-    /// So many connections have the fault, later ones pass.
+    /// So many times the fault strikes, then connections pass.
     times: Option<u32>,
     random: u64,
 }
@@ -100,7 +100,8 @@ impl FaultProxy {
         }
     }
 
-    /// Only the first so many connections have the fault.
+    /// The fault strikes only so many times. One that comes after a number of bytes strikes a
+    /// connection that gets so far: which of them does is the client's affair.
     #[must_use]
     pub fn times(self, times: u32) -> Self {
         lock(&self.shared.state).times = Some(times);
@@ -147,10 +148,12 @@ impl Drop for FaultProxy {
 impl State {
     /// The fault of the next connection, and where it strikes.
     fn draw(&mut self) -> (Fault, u64) {
-        match &mut self.times {
-            Some(0) => return (Fault::Pass, u64::MAX),
-            Some(times) => *times -= 1,
-            None => {}
+        let later = matches!(
+            self.fault,
+            Fault::Cut(_) | Fault::Reset(_) | Fault::Stall(_)
+        );
+        if !later && !self.strikes() {
+            return (Fault::Pass, u64::MAX);
         }
         // xorshift64: the same cuts for the same seed.
         self.random ^= self.random << 13;
@@ -164,6 +167,18 @@ impl State {
             _ => u64::MAX,
         };
         (self.fault.clone(), at)
+    }
+
+    /// Whether the fault strikes now; counted.
+    fn strikes(&mut self) -> bool {
+        match &mut self.times {
+            Some(0) => false,
+            Some(times) => {
+                *times -= 1;
+                true
+            }
+            None => true,
+        }
     }
 }
 
@@ -199,10 +214,16 @@ fn connection(shared: &Arc<Shared>, mut client: TcpStream) -> io::Result<()> {
     let mut left = limit;
     let mut buffer = vec![0; 1 << 14];
     loop {
-        let n = server.read(&mut buffer).unwrap_or(0);
-        let n = usize::try_from(left).map_or(n, |left| n.min(left));
+        let mut n = server.read(&mut buffer).unwrap_or(0);
         if n == 0 {
             break;
+        }
+        if n as u64 >= left {
+            if lock(&shared.state).strikes() {
+                n = usize::try_from(left).map_or(n, |left| n.min(left));
+            } else {
+                left = u64::MAX;
+            }
         }
         if client.write_all(&buffer[..n]).is_err() {
             break;

@@ -189,8 +189,6 @@ pub(crate) fn rows() -> Vec<Row> {
     ] {
         let [reset, cut, stall, refused, late] = names;
         let each = 150_000..400_000;
-        // The first connection with a password ends with the refusal that asks for it.
-        let stalls = if kind == Kind::Password { 2 } else { 1 };
         let delay = Duration::from_millis(700);
         rows.extend([
             broken(
@@ -211,7 +209,7 @@ pub(crate) fn rows() -> Vec<Row> {
                 stall,
                 "faults: stall",
                 kind,
-                (Fault::Stall(300_000), Some(stalls)),
+                (Fault::Stall(300_000), Some(1)),
                 1..=2,
             )
             .slow(),
