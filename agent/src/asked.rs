@@ -113,6 +113,7 @@ impl Reader<'_> {
             host: Some(host.clone()),
             asked: "host".to_owned(),
             variant_best: self.variant_best,
+            probation: false,
         })
     }
 
@@ -130,6 +131,7 @@ impl Reader<'_> {
             engine: None,
             asked: text.to_owned(),
             variant_best: self.variant_best,
+            probation: false,
         })
     }
 
@@ -167,6 +169,7 @@ fn exact(platform: &Platform, host: Option<&Host>) -> Want {
         engine: None,
         asked: platform.to_string(),
         variant_best: false,
+        probation: false,
     }
 }
 

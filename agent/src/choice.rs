@@ -2,7 +2,10 @@
 
 use edgepull_platform::Platform;
 
-use crate::oci::{Descriptor, Document, DocumentKind, Manifest, Verified};
+use crate::{
+    error::Error,
+    oci::{Descriptor, Document, DocumentKind, Manifest, Verified},
+};
 
 /// One image of a reference, chosen by platform, with every document on the way to it.
 #[derive(Debug, Clone)]
@@ -20,6 +23,9 @@ pub struct Choice {
     /// `--variant best` outside `selects`: the record points at the manifest, because
     /// containerd looks up by its own platform and not by what is present.
     pub target_is_leaf: bool,
+    /// Its label fits nothing that was wanted: the failure that this is, unless a look at its
+    /// bytes proves otherwise.
+    pub probation: Option<Box<Error>>,
 }
 
 impl Choice {

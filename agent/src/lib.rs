@@ -22,6 +22,7 @@ pub mod layout;
 pub mod metrics;
 pub mod oci;
 pub mod pressure;
+pub mod proof;
 pub mod pull;
 pub mod reconcile;
 pub mod redact;

@@ -35,6 +35,9 @@ pub struct Want {
     pub asked: String,
     /// `--variant best`: take the host's best even where the reader would look elsewhere.
     pub variant_best: bool,
+    /// Whether a single image with a label that does not fit is picked on probation, because
+    /// somebody will look at its bytes before it counts.
+    pub probation: bool,
 }
 
 /// One row of `inspect`.
@@ -70,6 +73,8 @@ pub struct Picked {
     pub platform: Option<Platform>,
     /// The record must point at the manifest: the reader would take another entry.
     pub target_is_leaf: bool,
+    /// Its label does not fit: the failure that this is, unless its bytes fit.
+    pub probation: Option<Box<Error>>,
     config: Option<Verified>,
 }
 
@@ -94,6 +99,7 @@ impl Picked {
             config,
             platform: self.platform,
             target_is_leaf: self.target_is_leaf,
+            probation: self.probation,
         })
     }
 }
@@ -303,6 +309,7 @@ async fn walk(
                     config,
                     platform: label,
                     target_is_leaf: want.variant_best && astray,
+                    probation: None,
                 }));
             }
             DocumentKind::Index(inner) => {
@@ -482,22 +489,29 @@ async fn single(
             format!("a single image, its config is the only label: {said}")
         },
     };
-    let outcome = if fits || generic {
-        Ok(Picked {
-            root: root.clone(),
-            ancestors: Vec::new(),
-            leaf: root.clone(),
-            config,
-            platform,
-            target_is_leaf: false,
-        })
-    } else {
+    let misfit = || {
         let error = missing(&offers, want, &root)
             .because("the reference is a single image, not an index: its config is its only label");
-        Err(match conflict(&selection, want) {
+        match conflict(&selection, want) {
             Some(why) => error.because(why),
             None => error,
-        })
+        }
+    };
+    let pick = |platform, probation| Picked {
+        root: root.clone(),
+        ancestors: Vec::new(),
+        leaf: root.clone(),
+        config,
+        platform,
+        target_is_leaf: false,
+        probation,
+    };
+    let outcome = if fits || generic {
+        Ok(pick(platform, None))
+    } else if want.probation && !manifest.is_artifact() {
+        Ok(pick(platform, Some(Box::new(misfit()))))
+    } else {
+        Err(misfit())
     };
     let selected = outcome.is_ok().then(|| digest.clone());
     Ok(Resolution {

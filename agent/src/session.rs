@@ -16,8 +16,11 @@ use crate::{
     engine::{self, Overrides, Profile},
     error::{Error, Result},
     kind::Kind,
+    proof::Policy,
+    pull::Jury,
     redact::Secret,
     registry::{Client, Credentials, Environment, Settings},
+    resolve::Want,
 };
 
 /// How long the engine's socket may take to answer.
@@ -162,6 +165,22 @@ impl Session {
             variant_best: false,
         };
         reader.selects()
+    }
+
+    /// Whether bytes are looked at before an image counts.
+    pub fn judges(&self) -> bool {
+        self.config.policy != Policy::Off && self.host().is_ok()
+    }
+
+    /// Who judges the bytes of an image, by the policy; nobody where it is not known what
+    /// this host is.
+    pub fn jury<'a>(&'a self, want: &'a Want) -> Option<Jury<'a>> {
+        Some(Jury {
+            host: self.host().ok()?,
+            policy: self.config.policy,
+            emulation: self.config.emulation,
+            wanted: want.wanted.platforms(),
+        })
     }
 
     /// What a platform text means here.

@@ -216,6 +216,14 @@ impl Needs {
         }
     }
 
+    /// The same, and where the file tells no version of an architecture, the architecture alone.
+    pub fn machine(&self) -> Option<Platform> {
+        self.platform().or_else(|| {
+            let elf = self.elf().filter(|elf| elf.system.is_none())?;
+            Some(Platform::linux(elf.architecture()?, ""))
+        })
+    }
+
     /// What it is, in a few words: `a program for arm64`, `a script for /bin/sh`.
     pub fn describe(&self) -> String {
         match &self.kind {

@@ -81,6 +81,7 @@ const LAYERS: &[&[&str]] = &[
         "event", "engine", "source", "choice", "schedule", "pressure", "clock",
     ],
     &["registry", "containerd", "layout", "resolve", "desired"],
+    &["proof"],
     &["pull", "config", "asked", "reconcile"],
     &["keep", "session"],
     &["status", "metrics"],

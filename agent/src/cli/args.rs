@@ -156,6 +156,9 @@ pub(crate) enum Verb {
     /// Resolve, fetch, verify, unpack, sync and record
     Pull(Pull),
 
+    /// Can what REF starts run here? Proof by the bytes of its files; exit code 10 or 11 if not
+    Verify(Verify),
+
     /// Keep declared images on this host: the daemon
     #[command(after_help = "\
 Images are declared in images.d beside the configuration: `*.txt` with one reference a line, or
@@ -321,6 +324,29 @@ pub(crate) struct Repair {
     pub(crate) check: bool,
     #[arg(long, value_enum, default_value_t)]
     pub(crate) progress: Progress,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+The entrypoint is looked up in the image as a runtime does, and followed through scripts and their
+interpreters to the program's loader. Nothing is run, and no registry is asked: the image is in
+containerd already, or in a layout or archive. `smoke` runs it.
+
+Verdicts: native, compat32, emulated, refused (exit code 10, or 11 where the label is wrong), unknown.
+
+Examples:
+  edgepull verify nginx:1.27
+  edgepull verify oci:./layout:v2 --platform linux/arm/v7 --sysroot ./my-pi
+  edgepull verify app:1.4 -- /usr/bin/healthcheck")]
+pub(crate) struct Verify {
+    /// Image in containerd, `oci:DIR[:TAG|@DIGEST]` or `oci-archive:FILE`
+    #[arg(value_name = "REF")]
+    pub(crate) reference: String,
+    #[command(flatten)]
+    pub(crate) platform: PlatformArg,
+    /// Judge this command instead of the image's own
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -96,6 +96,11 @@ impl Context {
         }
     }
 
+    /// The settings and what follows from them.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// The host truth: of this machine, or of the recorded one.
     pub(crate) fn host(&self) -> Result<&Host> {
         self.session.host()

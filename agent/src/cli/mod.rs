@@ -183,6 +183,7 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
             platform,
         } => command::check::run(&context, &references, &platform.platforms).await,
         Verb::Pull(pull) => command::pull::run(&context, &pull).await,
+        Verb::Verify(verify) => Box::pin(command::verify::run(&context, &verify)).await,
         Verb::Agent(agent) => {
             let global = context.global.clone();
             Box::pin(command::agent::run(&context, &global, &agent)).await

@@ -19,6 +19,7 @@ pub use self::floor::DiskFloor;
 use crate::{
     error::{Error, Result},
     kind::Kind,
+    proof::{Emulation, Policy},
     redact::Secret,
     registry::{Settings, Ways},
     schedule::{self, Backoff, Jitter, Refresh, Window, Windows},
@@ -60,6 +61,10 @@ pub struct Config {
     pub windows: Vec<Window>,
     /// `[schedule] prune`.
     pub prune: Option<Refresh>,
+    /// `[policy] image`.
+    pub policy: Policy,
+    /// `[policy] emulation`.
+    pub emulation: Emulation,
     /// `[metrics] listen`.
     pub metrics_listen: Option<SocketAddr>,
     /// `[metrics] textfile`.
@@ -126,6 +131,7 @@ impl Config {
                 "containerd" => Self::containerd,
                 "limits" => Self::limits,
                 "schedule" => Self::schedule,
+                "policy" => Self::policy,
                 "metrics" => Self::metrics,
                 "registry" => Self::registry,
                 _ => return Err(sections::unknown(&reader, name, &span)),

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::{Config, floor};
 use crate::{
+    proof::{Emulation, Policy},
     registry::{Via, parse_rate},
     schedule::{ParseWindowError, Refresh, parse_span},
     table::{Fault, Node, Reader, Value, duration, shown},
@@ -110,6 +111,39 @@ impl Config {
                         })
                     });
                     self.windows = windows.collect::<Result<_, _>>()?;
+                }
+                _ => return Err(unknown(reader, &key, &span)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn policy(
+        &mut self,
+        reader: &Reader<'_>,
+        table: &Node<'_, '_>,
+    ) -> Result<(), Fault> {
+        for (name, span, value) in table.in_order() {
+            let key = table.name(name);
+            let other = |text: &str, known: &str| {
+                let what = format!("`{}` is none; there are {known}", shown(text));
+                reader.fault(&key, &value.span(), what)
+            };
+            match name {
+                "image" => {
+                    self.policy = match reader.string(&key, value)? {
+                        "off" => Policy::Off,
+                        "elf" => Policy::Elf,
+                        "strict" => Policy::Strict,
+                        text => return Err(other(text, "`off`, `elf` and `strict`")),
+                    };
+                }
+                "emulation" => {
+                    self.emulation = match reader.string(&key, value)? {
+                        "never" => Emulation::Never,
+                        "allow" => Emulation::Allow,
+                        text => return Err(other(text, "`never` and `allow`")),
+                    };
                 }
                 _ => return Err(unknown(reader, &key, &span)),
             }

@@ -23,6 +23,8 @@ fn the_example_has_every_key_and_is_right() {
         jitter: Some(_),
         windows,
         prune: Some(Refresh::Never),
+        policy: Policy::Strict,
+        emulation: Emulation::Allow,
         metrics_listen: Some(_),
         metrics_textfile: Some(_),
         labels,
@@ -88,6 +90,9 @@ fn a_fault_has_its_line_and_key_and_no_secret() {
             "metrics.textfile",
         ),
         ("[metrics]\nport = 1", 2, "metrics.port"),
+        ("[policy]\nimage = \"none\"", 2, "policy.image"),
+        ("[policy]\nemulation = true", 2, "policy.emulation"),
+        ("[policy]\nelf = 1", 2, "policy.elf"),
         ("[containerd]\naddress = \"\"", 2, "containerd.address"),
         (
             "[registry]\nstall_timeout = \"1ms\"",

@@ -36,6 +36,7 @@ pub(super) async fn choose(
             engine: None,
             asked: platform.to_string(),
             variant_best: false,
+            probation: false,
         };
         if let Ok(choice) = below(&root, &store, &other).await {
             return Ok((choice, true));

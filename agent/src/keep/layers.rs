@@ -1,11 +1,8 @@
 //! One layer read through: its blob hashed and, along the way, its files compared.
 
-use std::{
-    io::{self, Read},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
@@ -17,7 +14,7 @@ use crate::{
     containerd::Engine,
     error::{Error, Result},
     kind::Kind,
-    layout::inflated,
+    layout::{Chunks, inflated},
     oci::{Descriptor, Verifier},
 };
 
@@ -95,35 +92,4 @@ async fn hash(
         }
     }
     Ok(())
-}
-
-/// Chunks as they come, to be read on a thread that may wait for them.
-struct Chunks {
-    receiver: mpsc::Receiver<Bytes>,
-    current: Bytes,
-}
-
-impl Chunks {
-    fn new(receiver: mpsc::Receiver<Bytes>) -> Self {
-        Self {
-            receiver,
-            current: Bytes::new(),
-        }
-    }
-}
-
-impl Read for Chunks {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(chunk) => self.current = chunk,
-                None => return Ok(0),
-            }
-        }
-        let n = self.current.len().min(buffer.len());
-        self.current
-            .split_to(n)
-            .copy_to_slice(buffer.get_mut(..n).unwrap_or_default());
-        Ok(n)
-    }
 }

@@ -537,6 +537,8 @@ impl Repair<'_> {
             pin: record.is_pinned(),
             managed_by: self.managed_by,
             room: None,
+            // It mends what is here; what it is worth was judged when it came.
+            jury: None,
         };
         pull::pull_into(self.engine, &request, self.events, self.state_dir).await
     }

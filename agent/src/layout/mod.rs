@@ -8,6 +8,7 @@
 
 mod archive;
 mod artifact;
+mod chunks;
 mod copy;
 mod dir;
 mod entries;
@@ -28,6 +29,7 @@ mod writer;
 
 pub use archive::Archive;
 pub use artifact::deliver_artifact;
+pub use chunks::Chunks;
 pub use copy::{Content, CopyStats, PutStats, copy_to_layout};
 pub use entries::Names;
 pub use inflate::inflated;

@@ -7,6 +7,8 @@ use edgepull_platform::Host;
 
 use super::{
     Choice,
+    jury::Jury,
+    plan::Image,
     present::is_present,
     room::Room,
     run::{Bytes, Outcome, Request, Status, pull_into},
@@ -38,6 +40,8 @@ pub struct Puller<'a> {
     pub unpack: bool,
     /// Who says whether there is room; `None`: nobody is asked.
     pub room: Option<&'a dyn Room>,
+    /// Who looks at the bytes before an image counts; `None`: labels decide.
+    pub jury: Option<Jury<'a>>,
 }
 
 /// What a reference turned out to be.
@@ -103,6 +107,22 @@ impl Puller<'_> {
         pull_into(self.engine, &request, self.events, self.state_dir).await
     }
 
+    /// Looks at the bytes of an image that is here ([`Found::Present`]), and adds what they
+    /// prove to its outcome.
+    ///
+    /// # Errors
+    ///
+    /// `mislabelled`, `not_runnable`, `platform_missing`; or where containerd fails.
+    pub async fn prove(&self, choice: &Choice, mut outcome: Outcome) -> Result<Outcome> {
+        if let Some(jury) = &self.jury {
+            let image = Image::new(choice, self.unpack)?;
+            let found = jury.judge(self.engine, self.snapshotter, &image).await?;
+            outcome.warnings.extend(found.warnings);
+            outcome.proof = found.proof;
+        }
+        Ok(outcome)
+    }
+
     fn request<'a>(
         &'a self,
         reference: &'a Reference,
@@ -122,6 +142,7 @@ impl Puller<'_> {
             pin: self.pin,
             managed_by: self.managed_by,
             room: self.room,
+            jury: self.jury,
         }
     }
 
@@ -193,13 +214,16 @@ pub fn present(choice: &Choice) -> Outcome {
             ..Bytes::default()
         },
         warnings: Vec::new(),
+        proof: None,
     }
 }
 
 /// What the label alone already tells about running it here.
 pub fn warnings(want: &Want, choice: &Choice) -> Vec<String> {
     let mut warnings = Vec::new();
-    if let Some(platform) = &choice.platform
+    // On probation its label is no promise, and its bytes tell.
+    if choice.probation.is_none()
+        && let Some(platform) = &choice.platform
         && let Some(host) = &want.host
         && let Some(reason) = host.disproves(platform)
     {

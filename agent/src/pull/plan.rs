@@ -155,6 +155,7 @@ mod tests {
             config,
             platform: None,
             target_is_leaf: false,
+            probation: None,
         }
     }
 

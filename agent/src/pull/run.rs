@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Choice,
     fetch::{self, Arrivals},
+    jury::{self, Jury},
     plan::{Image, unique},
     present::{is_present, records_for},
     room::{self, Need, Room},
@@ -26,6 +27,7 @@ use crate::{
     event::{Event, Events},
     kind::Kind,
     oci::{Descriptor, Digest, Reference},
+    proof::Proof,
     source::Source,
 };
 
@@ -61,6 +63,8 @@ pub struct Request<'a> {
     pub managed_by: &'a str,
     /// Asked before the first byte of a layer; `None`: there is always room.
     pub room: Option<&'a dyn Room>,
+    /// Looks at the bytes of what was unpacked before it counts; `None`: labels decide.
+    pub jury: Option<Jury<'a>>,
 }
 
 /// Whether anything had to be done.
@@ -91,6 +95,8 @@ pub struct Outcome {
     pub status: Status,
     pub bytes: Bytes,
     pub warnings: Vec<String>,
+    /// What the image's bytes proved, where they were looked at.
+    pub proof: Option<Proof>,
 }
 
 /// The images of a request, the one that counts first.
@@ -222,6 +228,7 @@ fn present(images: &[Image<'_>]) -> Outcome {
             ..Bytes::default()
         },
         warnings: Vec::new(),
+        proof: None,
     }
 }
 
@@ -291,11 +298,14 @@ impl Work<'_> {
             .filter(|blob| !needed.iter().any(|other| other.digest == blob.digest))
             .map(|blob| blob.size)
             .sum();
-        let warnings = self.finish(lease).await?;
+        let found = self.judge().await?;
+        let mut warnings = found.warnings;
+        warnings.extend(self.finish(lease).await?);
         Ok(Outcome {
             status: Status::Pulled,
             bytes: sum(documents, layers, below, applied),
             warnings,
+            proof: found.proof,
         })
     }
 
@@ -357,6 +367,28 @@ impl Work<'_> {
             need.unpack = need.unpack.saturating_add(room::unpacked(image, *present));
         }
         room.ask(need)
+    }
+
+    /// Looks at the bytes of each image that was unpacked; what the first one is, is told.
+    async fn judge(&self) -> Result<jury::Found> {
+        let mut all = jury::Found::default();
+        let Some(jury) = &self.request.jury else {
+            return Ok(all);
+        };
+        for (at, image) in self.images.iter().enumerate() {
+            let found = jury.judge(self.engine, self.snapshotter, image).await?;
+            all.warnings.extend(found.warnings);
+            if at == 0 {
+                all.proof = found.proof;
+            }
+        }
+        for message in &all.warnings {
+            self.events.emit(&Event::Warning {
+                reference: self.request.reference.typed().to_owned(),
+                message: message.clone(),
+            });
+        }
+        Ok(all)
     }
 
     /// Makes it durable, then visible.

@@ -126,6 +126,7 @@ fn plain(text: &str) -> Want {
         engine: None,
         asked: text.to_owned(),
         variant_best: false,
+        probation: false,
     }
 }
 
@@ -143,6 +144,7 @@ fn no_aarch32(variant_best: bool) -> Want {
         engine: Some(engine),
         asked: "host".to_owned(),
         variant_best,
+        probation: false,
     }
 }
 

@@ -109,6 +109,7 @@ impl TestImage {
             config: Verified::of(config.clone()),
             platform: None,
             target_is_leaf: false,
+            probation: None,
         };
         for bytes in layers.into_iter().chain([config, manifest, index]) {
             blobs.insert(Digest::of(&bytes), bytes);

@@ -35,7 +35,7 @@ const TAG: &str = "latest";
 pub fn hello() -> Layout {
     let layout = Layout::new();
     let entries = hello_entries(&layout, &HELLO, false);
-    finish(layout, &entries)
+    published(layout, &entries)
 }
 
 /// As [`hello`], from docker's media types: manifest list and schema 2.
@@ -79,7 +79,7 @@ pub fn mislabelled_single(label: Platform, bytes: Platform) -> Layout {
 pub fn arm_busybox_labelled(label: Platform) -> Layout {
     let layout = Layout::new();
     let image = hello_image(&layout, label, "arm", false);
-    finish(layout, &[image])
+    published(layout, &[image])
 }
 
 /// As buildx publishes with provenance: each image followed by an attestation, `unknown/unknown`.
@@ -90,7 +90,7 @@ pub fn attested() -> Layout {
     for subject in entries.clone() {
         entries.push(attestation(&layout, &subject));
     }
-    finish(layout, &entries)
+    published(layout, &entries)
 }
 
 /// An index with an index in it.
@@ -100,7 +100,7 @@ pub fn nested() -> Layout {
     let inner = hello_entries(&layout, &HELLO, false);
     let (_, mut inner) = index(&layout, &inner);
     inner["platform"] = host().json();
-    finish(layout, &[inner])
+    published(layout, &[inner])
 }
 
 /// FITA's shape: linux images and one artifact for `zephyr/arm/v7`, with a file `service.json`.
@@ -133,7 +133,7 @@ pub fn zephyr() -> Layout {
     entry["artifactType"] = json!(media::CONFIG);
     entry["platform"] = Platform::new("zephyr", "arm", "v7").json();
     entries.push(entry);
-    finish(layout, &entries)
+    published(layout, &entries)
 }
 
 /// Windows entries of two builds, and one linux image.
@@ -152,7 +152,7 @@ pub fn windows() -> Layout {
         })
         .collect();
     entries.extend(hello_entries(&layout, &[AMD64], false));
-    finish(layout, &entries)
+    published(layout, &entries)
 }
 
 /// An index that offers only `linux/s390x`: for no host of the lab.
@@ -162,7 +162,7 @@ pub fn only_s390x() -> Layout {
     let layer = Layer::new(&layout).file("hello", 0o755, b"#!/bin/sh\n");
     let image = Image::new(&layout, Platform::new("linux", "s390x", "")).layer(layer);
     let entry = image.finish();
-    finish(layout, &[entry])
+    published(layout, &[entry])
 }
 
 /// A docker manifest of schema 1, which nobody should accept any more.
@@ -256,7 +256,7 @@ pub fn tricky() -> Layout {
         .layer(fourth)
         .entrypoint(&["/hello"])
         .finish();
-    finish(layout, &[entry])
+    published(layout, &[entry])
 }
 
 /// `cap_net_raw+ep`, revision 2.
@@ -287,7 +287,7 @@ pub fn big(layers: u64, each: u64) -> Layout {
         image = image.layer(layer);
     }
     let entry = image.finish();
-    finish(layout, &[entry])
+    published(layout, &[entry])
 }
 
 /// So many images that share nothing, tagged `app0`, `app1`, …: one small layer each, with
@@ -325,7 +325,7 @@ pub fn bare_config_only() -> Layout {
     for entry in &mut entries {
         entry.as_object_mut().unwrap().remove("platform");
     }
-    finish(layout, &entries)
+    published(layout, &entries)
 }
 
 fn base_layer<'a>(layout: &'a Layout, arch: &str) -> Layer<'a> {
@@ -398,7 +398,9 @@ fn attestation(layout: &Layout, subject: &Value) -> Value {
     entry
 }
 
-fn finish(layout: Layout, entries: &[Value]) -> Layout {
+/// An index of these entries, tagged `latest`.
+#[track_caller]
+pub fn published(layout: Layout, entries: &[Value]) -> Layout {
     let (_, descriptor) = index(&layout, entries);
     layout.tag(TAG, descriptor);
     layout

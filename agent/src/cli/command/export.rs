@@ -308,7 +308,8 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
                     continue;
                 }
             };
-            for want in wants {
+            for mut want in wants {
+                want.probation = call.unpack && context.session().judges();
                 let started = Instant::now();
                 let mut row = Row::new("edgepull.import/1", &name, &want.asked);
                 row.at(&attached);
@@ -324,8 +325,9 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
                         choice.platform.as_ref(),
                         context,
                     );
+                    let jury = context.session().jury(&want);
                     import_one(
-                        &attached, call, &reference, &choice, &archive, &events, &mut row,
+                        &attached, call, &reference, &choice, jury, &archive, &events, &mut row,
                     )
                     .await
                 };
@@ -354,6 +356,7 @@ async fn import_one(
     call: &Import,
     reference: &Reference,
     choice: &Choice,
+    jury: Option<pull::Jury<'_>>,
     archive: &Archive,
     events: &Events,
     row: &mut Row,
@@ -377,6 +380,7 @@ async fn import_one(
         pin: call.pin,
         managed_by: "import",
         room: None,
+        jury,
     };
     let outcome = pull::pull_into(&attached.engine, &request, events, &state_dir()).await?;
     row.ended(outcome);

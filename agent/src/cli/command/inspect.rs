@@ -97,6 +97,7 @@ async fn want(context: &Context, look: &Look) -> Result<(Want, Option<Attached>)
             engine: None,
             asked: text.clone(),
             variant_best: false,
+            probation: false,
         };
         return Ok((want, None));
     }

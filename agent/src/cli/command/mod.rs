@@ -14,4 +14,5 @@ mod row;
 pub(super) mod status;
 mod told;
 mod verdict;
+pub(super) mod verify;
 pub(super) mod wait;

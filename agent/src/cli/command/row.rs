@@ -95,6 +95,9 @@ impl Row {
             written: outcome.bytes.written,
         };
         self.warnings.extend(outcome.warnings);
+        if let Some(proof) = &outcome.proof {
+            self.verdict = self.verdict.proven(&proof.verdict);
+        }
     }
 
     pub(super) fn at(&mut self, attached: &Attached) {

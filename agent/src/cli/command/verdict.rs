@@ -1,6 +1,7 @@
-//! The word for how an image will run here, from its label alone.
+//! The word for how an image will run here: from its label, and from its bytes where those were
+//! looked at.
 
-use edgepull_platform::{Host, How, Platform};
+use edgepull_platform::{Host, How, Platform, executable::Verdict};
 use serde::Serialize;
 
 /// `verdict` of `pull` and `import` (CONTRACT: labels decide where there are no bytes).
@@ -25,6 +26,17 @@ impl RunVerdict {
             Some(How::Emulated) => Self::Emulated,
             None if host.disproves(platform).is_some() => Self::Refused,
             None => Self::Unknown,
+        }
+    }
+
+    /// What bytes prove counts before what the label says.
+    pub(super) fn proven(self, verdict: &Verdict) -> Self {
+        match verdict {
+            Verdict::Native => Self::Native,
+            Verdict::Compat32 => Self::Compat32,
+            Verdict::Emulated { .. } => Self::Emulated,
+            Verdict::Refused { .. } => Self::Refused,
+            Verdict::Unknown { .. } => self,
         }
     }
 

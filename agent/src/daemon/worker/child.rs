@@ -290,7 +290,9 @@ impl Bench {
         else {
             return Err(lost());
         };
-        let want = self.session.want(attached, &job.platform)?;
+        let mut want = self.session.want(attached, &job.platform)?;
+        want.probation = self.session.judges();
+        let want = want;
         let host = self.session.host()?;
         let room = keep::space::Space::of(
             &attached.engine,
@@ -308,6 +310,7 @@ impl Bench {
             pin: job.pin,
             unpack: true,
             room: Some(&room),
+            jury: self.session.jury(&want),
         };
         let work = async {
             let repo = client.repository(reference);

@@ -1,0 +1,296 @@
+//! A root file system as directories of layers that lie over each other, as the overlay file
+//! system reads them (Linux `Documentation/filesystems/overlayfs.rst`), without a mount: what a
+//! check sees needs no right to mount, and the kernel's caches stay as they are.
+//!
+//! Every name is opened from the handle of its parent, and no link is followed on the way.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    path::{Path, PathBuf},
+};
+
+use edgepull_platform::executable::Needs;
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, openat, readlinkat},
+    sys::stat::{FileStat, Mode, SFlag, fstatat},
+};
+
+use super::tree::{FileNode, Node, Tree};
+use crate::error::{Error, Result};
+
+/// Says in its one byte `y` that nothing below shows through. Only who may administer the system
+/// sees the first name; without it a hidden file is taken for one that shows.
+const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+/// Any of the three rights to execute.
+const EXECUTABLE: u32 = 0o111;
+
+/// Directories of layers, the topmost first.
+#[derive(Debug)]
+pub(super) struct Layers {
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    root: OwnedFd,
+    /// Its number from the bottom, where each directory is one layer.
+    number: Option<usize>,
+}
+
+/// What one layer says of a path.
+enum Said {
+    /// Nothing: the layer below decides.
+    Nothing,
+    /// There is this, and what is below does not count.
+    This(Node),
+}
+
+impl Layers {
+    /// Opens `directories`, the topmost first. `one_each`: each is one layer of the image.
+    pub(super) fn open(directories: &[PathBuf], one_each: bool) -> Result<Self> {
+        let count = directories.len();
+        let open = |(at, path): (usize, &PathBuf)| {
+            let root = File::open(path).map_err(|error| {
+                Error::io("open the directory of a layer", path, &error)
+                    .hint("run this as root, where containerd runs")
+            })?;
+            Ok(Layer {
+                root: root.into(),
+                number: one_each.then(|| count.saturating_sub(at).saturating_sub(1)),
+            })
+        };
+        let layers = directories.iter().enumerate().map(open);
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+        })
+    }
+
+    /// The handle of the regular file at `path`, in the topmost layer that has it.
+    fn file(&self, path: &[u8]) -> Result<File> {
+        for layer in &self.layers {
+            if let Said::This(node) = layer.say(path)? {
+                let Node::File(_) = node else { break };
+                return layer.open(path);
+            }
+        }
+        Err(cannot("open", path, Errno::ENOENT))
+    }
+}
+
+impl Tree for Layers {
+    fn node(&mut self, path: &[u8]) -> Result<Node> {
+        for layer in &self.layers {
+            if let Said::This(node) = layer.say(path)? {
+                return Ok(node);
+            }
+        }
+        Ok(Node::Missing)
+    }
+
+    fn needs(&mut self, path: &[u8]) -> Result<Needs> {
+        Ok(Needs::read(&self.file(path)?))
+    }
+}
+
+impl Layer {
+    fn say(&self, path: &[u8]) -> Result<Said> {
+        let mut directory: Option<OwnedFd> = None;
+        // Whether what is below shows through where this layer has nothing.
+        let mut hides = false;
+        let (parents, name) = split(path);
+        for parent in parents {
+            let from = directory.as_ref().unwrap_or(&self.root);
+            match open_directory(from, parent) {
+                Ok(next) => {
+                    hides |= is_opaque(&next);
+                    directory = Some(next);
+                }
+                Err(Errno::ENOENT) => return Ok(nothing(hides)),
+                // Removed by this layer, or replaced by something else.
+                Err(Errno::ENOTDIR | Errno::ELOOP) => return Ok(Said::This(Node::Missing)),
+                Err(errno) => return Err(cannot("open a directory of", path, errno)),
+            }
+        }
+        let from = directory.as_ref().unwrap_or(&self.root);
+        let stat = match fstatat(from, OsStr::from_bytes(name), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::ENOENT) => return Ok(nothing(hides)),
+            Err(errno) => return Err(cannot("look at", path, errno)),
+        };
+        Ok(Said::This(match kind(&stat) {
+            SFlag::S_IFDIR => Node::Directory,
+            SFlag::S_IFREG => Node::File(FileNode {
+                executable: mode(&stat) & EXECUTABLE != 0,
+                layer: self.number,
+            }),
+            SFlag::S_IFLNK => {
+                let target = readlinkat(from, OsStr::from_bytes(name))
+                    .map_err(|errno| cannot("read the link", path, errno))?;
+                Node::Link(target.as_bytes().to_vec())
+            }
+            SFlag::S_IFCHR if stat.st_rdev == 0 => Node::Missing,
+            _ => Node::Other,
+        }))
+    }
+
+    fn open(&self, path: &[u8]) -> Result<File> {
+        let failed = |errno| cannot("open", path, errno);
+        let mut directory: Option<OwnedFd> = None;
+        let (parents, name) = split(path);
+        for parent in parents {
+            let from = directory.as_ref().unwrap_or(&self.root);
+            directory = Some(open_directory(from, parent).map_err(failed)?);
+        }
+        let from = directory.as_ref().unwrap_or(&self.root);
+        // A pipe that took the file's place meanwhile must not hold this up.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = openat(from, OsStr::from_bytes(name), flags, Mode::empty()).map_err(failed)?;
+        Ok(File::from(file))
+    }
+}
+
+fn nothing(hides: bool) -> Said {
+    if hides {
+        Said::This(Node::Missing)
+    } else {
+        Said::Nothing
+    }
+}
+
+fn open_directory(from: &OwnedFd, name: &[u8]) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(from, OsStr::from_bytes(name), flags, Mode::empty())
+}
+
+fn is_opaque(directory: &OwnedFd) -> bool {
+    OPAQUE.iter().any(|name| {
+        let mut value = [0_u8; 1];
+        let read = rustix::fs::fgetxattr(directory, *name, &mut value[..]);
+        read.is_ok_and(|length| length == 1) && value == *b"y"
+    })
+}
+
+fn kind(stat: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
+}
+
+/// Modes are 16 or 32 bits wide, by target.
+fn mode(stat: &FileStat) -> u32 {
+    stat.st_mode.into()
+}
+
+/// The directories on the way, and the last name.
+fn split(path: &[u8]) -> (Vec<&[u8]>, &[u8]) {
+    let mut names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    let name = names.pop().unwrap_or_default();
+    (names, name)
+}
+
+fn cannot(action: &str, path: &[u8], errno: Errno) -> Error {
+    Error::io(action, Path::new(OsStr::from_bytes(path)), &errno.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use nix::sys::stat::mknod;
+
+    use super::*;
+
+    fn file(root: &Path, path: &str, text: &str) {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+        std::fs::write(&path, text).expect("written");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("set");
+    }
+
+    fn whiteout(root: &Path, path: &str) {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+        mknod(&path, SFlag::S_IFCHR, Mode::empty(), 0).expect("root");
+    }
+
+    fn layer(layers: &mut Layers, path: &str) -> Option<usize> {
+        match layers.node(path.as_bytes()).expect("seen") {
+            Node::File(file) => file.layer,
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn layers_lie_over_each_other_as_the_kernel_has_it() {
+        if !nix::unistd::geteuid().is_root() {
+            panic!("whiteouts are made by root alone");
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let roots: Vec<PathBuf> = ["top", "middle", "bottom"]
+            .map(|name| dir.path().join(name))
+            .into();
+        let [top, middle, bottom] = &roots[..] else {
+            unreachable!()
+        };
+        for root in &roots {
+            std::fs::create_dir(root).expect("made");
+        }
+        file(bottom, "bin/app", "old");
+        file(bottom, "bin/tool", "tool");
+        file(bottom, "lib/ld.so", "ld");
+        file(bottom, "opt/a/x", "x");
+        file(bottom, "srv/hidden", "h");
+        file(bottom, "etc/file", "f");
+        file(middle, "bin/app", "new");
+        whiteout(middle, "bin/tool");
+        whiteout(middle, "opt/a");
+        file(middle, "srv/shown", "s");
+        let srv = File::open(middle.join("srv")).expect("opened");
+        rustix::fs::fsetxattr(
+            &srv,
+            "trusted.overlay.opaque",
+            b"y",
+            rustix::fs::XattrFlags::empty(),
+        )
+        .expect("root");
+        file(top, "etc", "no directory any more");
+        symlink("/usr/bin", top.join("sbin")).expect("linked");
+        let mut layers = Layers::open(&roots, true).expect("opened");
+        for (path, from) in [
+            ("bin/app", Some(1)),
+            ("bin/tool", None),
+            ("lib/ld.so", Some(0)),
+            ("opt/a/x", None),
+            ("srv/hidden", None),
+            ("srv/shown", Some(1)),
+            ("etc/file", None),
+            ("etc", Some(2)),
+        ] {
+            assert_eq!(layer(&mut layers, path), from, "{path}");
+        }
+        let link = Node::Link(b"/usr/bin".to_vec());
+        assert_eq!(layers.node(b"sbin").expect("seen"), link);
+        assert_eq!(layers.node(b"sbin/x").expect("seen"), Node::Missing);
+        assert_eq!(layers.node(b"bin").expect("seen"), Node::Directory);
+        let mut bytes = String::new();
+        std::io::Read::read_to_string(&mut layers.file(b"bin/app").expect("there"), &mut bytes)
+            .expect("read");
+        assert_eq!(bytes, "new");
+        assert!(layers.needs(b"bin/tool").is_err());
+    }
+
+    #[test]
+    fn one_directory_of_several_layers_names_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        file(dir.path(), "app", "x");
+        let mut layers = Layers::open(&[dir.path().to_owned()], false).expect("opened");
+        assert_eq!(
+            layers.node(b"app").expect("seen"),
+            Node::File(FileNode {
+                executable: true,
+                layer: None
+            })
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! The proof of an image that is unpacked: through the directories that a read-only view of its
+//! snapshot names.
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use containerd_client::types::Mount;
+use edgepull_platform::Host;
+use jiff::Timestamp;
+
+use super::{
+    judge::{Proof, prove},
+    launch::Launch,
+    layers::Layers,
+};
+use crate::{
+    containerd::{Engine, Lease, lease::lease_hash},
+    error::{Error, Result},
+    kind::Kind,
+    oci::{ChainId, Digest},
+};
+
+/// How the views of a look are named, as those of a recheck; whoever finds one may remove it.
+const VIEW: &str = "edgepull-recheck-proof-";
+
+/// Judges the image whose topmost snapshot is `top`, under a lease of its own. `layers` are the
+/// layers' digests, from the bottom up. A snapshotter whose files cannot be seen from here makes
+/// the verdict unknown.
+///
+/// # Errors
+///
+/// Where containerd fails.
+pub async fn of_snapshot(
+    engine: &Engine,
+    snapshotter: &str,
+    top: &ChainId,
+    launch: Launch,
+    layers: Vec<Digest>,
+    host: &Host,
+) -> Result<Proof> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    // In a container the process may have the same number again; the clock differs then.
+    let own = format!(
+        "{}-{}-{}",
+        std::process::id(),
+        COUNTER.fetch_add(1, Ordering::Relaxed),
+        Timestamp::now().as_nanosecond()
+    );
+    let digest = Digest::of(top.as_str().as_bytes());
+    let hash = lease_hash(engine.namespace(), &format!("{snapshotter} {own}"), &digest);
+    let lease = Lease::acquire(engine, &hash).await?;
+    let looked = tokio::select! {
+        looked = look(&lease, snapshotter, &own, top, launch, layers, host) => looked,
+        error = lease.keep() => Err(error),
+    };
+    let released = lease.release().await;
+    let proof = looked?;
+    released?;
+    Ok(proof)
+}
+
+async fn look(
+    lease: &Lease,
+    snapshotter: &str,
+    own: &str,
+    top: &ChainId,
+    launch: Launch,
+    layers: Vec<Digest>,
+    host: &Host,
+) -> Result<Proof> {
+    let engine = lease.engine()?;
+    let key = format!("{VIEW}{own} {top}");
+    let mounts = engine.view(snapshotter, &key, top.as_str()).await?;
+    let host = host.clone();
+    let judged = match directories(&mounts) {
+        Err(reason) => Ok(Proof::unknown(launch.words(), reason)),
+        // A disk that hangs holds up a thread and not the rest.
+        Ok(directories) => tokio::task::spawn_blocking(move || {
+            let one_each = directories.len() == layers.len();
+            match Layers::open(&directories, one_each) {
+                Ok(mut tree) => prove(&launch, &mut tree, &layers, &host),
+                Err(error) => Proof::unknown(launch.words(), cannot_see(&error)),
+            }
+        })
+        .await
+        .map_err(|_| Error::new(Kind::Internal, "the thread that looks at files ended early")),
+    };
+    engine.remove_snapshot_named(snapshotter, &key).await?;
+    judged
+}
+
+fn cannot_see(error: &Error) -> String {
+    let cause = error.causes().first();
+    let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+    format!(
+        "the image's files cannot be seen: {}{cause}",
+        error.message()
+    )
+}
+
+/// The directories below a view, the topmost first, in containerd's mount namespace; or why the
+/// mounts do not say.
+fn directories(mounts: &[Mount]) -> Result<Vec<PathBuf>, String> {
+    let [mount] = mounts else {
+        return Err(format!(
+            "the snapshotter answers with {} mounts, whose files cannot be seen from here",
+            mounts.len()
+        ));
+    };
+    let directories: Vec<PathBuf> = match mount.r#type.as_str() {
+        "bind" => vec![PathBuf::from(&mount.source)],
+        "overlay" | "fuse3.fuse-overlayfs" => mount
+            .options
+            .iter()
+            .find_map(|option| option.strip_prefix("lowerdir="))
+            .map(|list| list.split(':').map(PathBuf::from).collect())
+            .unwrap_or_default(),
+        other => {
+            return Err(format!(
+                "the snapshotter mounts `{}`, whose files cannot be seen without a mount",
+                other.escape_debug()
+            ));
+        }
+    };
+    if directories.is_empty() || directories.iter().any(|dir| !dir.is_absolute()) {
+        return Err("the snapshotter does not say where its directories are".to_owned());
+    }
+    Ok(directories)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
+        Mount {
+            r#type: kind.to_owned(),
+            source: source.to_owned(),
+            target: String::new(),
+            options: options.iter().map(|o| (*o).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn directories_are_read_off_the_mounts_and_never_guessed() {
+        let overlay = mount(
+            "overlay",
+            "overlay",
+            &["index=off", "lowerdir=/s/2/fs:/s/1/fs"],
+        );
+        let two = directories(&[overlay]).expect("two");
+        assert_eq!(two, [PathBuf::from("/s/2/fs"), "/s/1/fs".into()]);
+        let native = mount("bind", "/s/1", &["ro", "rbind"]);
+        assert_eq!(
+            directories(&[native]).expect("one"),
+            [PathBuf::from("/s/1")]
+        );
+        for unknown in [
+            vec![],
+            vec![mount("erofs", "/x", &[])],
+            vec![mount("overlay", "overlay", &[])],
+            vec![mount("overlay", "overlay", &["lowerdir=a:/b"])],
+            vec![mount("bind", "relative", &[])],
+            vec![mount("bind", "/a", &[]), mount("bind", "/b", &[])],
+        ] {
+            assert!(directories(&unknown).is_err(), "{unknown:?}");
+        }
+    }
+}
