@@ -29,6 +29,8 @@ struct Detail {
     /// The registry host (and port) that was asked.
     registry: Option<String>,
     platform: Option<String>,
+    /// What the image record points at, or would: of a failure that is about its content.
+    digest: Option<String>,
     wanted: Vec<String>,
     offered: Vec<String>,
     hint: Option<String>,
@@ -63,6 +65,7 @@ impl Error {
             host: None,
             registry: None,
             platform: None,
+            digest: None,
             wanted: Vec::new(),
             offered: Vec::new(),
             hint: None,
@@ -114,6 +117,8 @@ impl Error {
         registry,
         /// The platform that was asked for.
         platform,
+        /// What the image record points at, of a failure that is about its content.
+        digest,
         /// The next step for the reader.
         hint,
     }
@@ -207,6 +212,7 @@ impl Error {
             ("host", &mut error.0.host),
             ("registry", &mut error.0.registry),
             ("platform", &mut error.0.platform),
+            ("digest", &mut error.0.digest),
             ("hint", &mut error.0.hint),
         ] {
             *field = text(key).map(str::to_owned);
@@ -215,6 +221,11 @@ impl Error {
             error.0.retryable = retryable;
         }
         Some(error)
+    }
+
+    /// Whether it is about the content of the image that a record points at by `digest`.
+    pub fn is_about(&self, digest: &str) -> bool {
+        self.0.digest.as_deref() == Some(digest)
     }
 
     /// Whether it tells the same as `other`, in the same words.

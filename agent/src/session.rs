@@ -13,6 +13,7 @@ use crate::{
     asked::{Asked, Lookup, Reader, compares_os_features},
     config::Config,
     containerd::Engine,
+    desired::Verify,
     engine::{self, Overrides, Profile},
     error::{Error, Result},
     kind::Kind,
@@ -168,16 +169,20 @@ impl Session {
     }
 
     /// Whether bytes are looked at before an image counts.
-    pub fn judges(&self) -> bool {
-        self.config.policy != Policy::Off && self.host().is_ok()
+    pub fn judges(&self, verify: Verify) -> bool {
+        (self.config.policy != Policy::Off || verify != Verify::None) && self.host().is_ok()
     }
 
-    /// Who judges the bytes of an image, by the policy; nobody where it is not known what
-    /// this host is.
-    pub fn jury<'a>(&'a self, want: &'a Want) -> Option<Jury<'a>> {
+    /// Who judges the bytes of an image, by the policy, or because it was declared so; nobody
+    /// where it is not known what this host is.
+    pub fn jury<'a>(&'a self, want: &'a Want, verify: Verify) -> Option<Jury<'a>> {
+        let policy = match (self.config.policy, verify) {
+            (Policy::Off, Verify::Static) => Policy::Elf,
+            (policy, _) => policy,
+        };
         Some(Jury {
             host: self.host().ok()?,
-            policy: self.config.policy,
+            policy,
             emulation: self.config.emulation,
             wanted: want.wanted.platforms(),
         })

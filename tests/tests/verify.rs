@@ -256,7 +256,8 @@ fn a_wrong_label_does_not_stop_an_image_that_runs() {
     assert_eq!(pulled["selected_platform"], other.to_string());
     let warning = pulled["warnings"][0].as_str().unwrap();
     assert!(warning.contains("the label is wrong"), "{pulled}");
-    scene.greets();
+    let ran = scene.daemon.run(NAMESPACE, &scene.reference, &[]).ok();
+    assert_eq!(ran.text(), format!("hello from {}\n", other.arch));
     let again = scene.pull();
     assert_eq!(again["status"], "present", "{again}");
 }

@@ -289,7 +289,9 @@ impl Daemon {
         let Some(attached) = self.engines.get(&key.namespace) else {
             return Ok(false);
         };
-        let want = self.session.want(attached, &desired.platform)?;
+        let want = self
+            .session
+            .want(attached, &desired.platform, desired.verify)?;
         let Some(record) = attached.engine.image(&key.reference).await? else {
             return Ok(true);
         };
@@ -340,6 +342,7 @@ impl Daemon {
             namespace: desired.namespace.clone(),
             pin: desired.pin,
             keep_previous: desired.keep_previous,
+            verify: desired.verify,
         };
         let generation = self.generation;
         let board = self.handle.board.clone();
@@ -520,6 +523,7 @@ mod tests {
             refresh: crate::schedule::Refresh::Never,
             pin: true,
             keep_previous: 0,
+            verify: crate::desired::Verify::None,
             origin: crate::desired::Origin {
                 file: "a.txt".into(),
                 line: 1,

@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result},
     keep::observe::{Listing, observe},
     kind::Kind,
+    oci::Digest,
     reconcile::{Observed, Remembered},
     status::{Engine, Ready, State},
 };
@@ -198,7 +199,9 @@ impl Daemon {
                 |error| error.during(why),
             )
         })?;
-        let want = self.session.want(attached, &desired.platform)?;
+        let want = self
+            .session
+            .want(attached, &desired.platform, desired.verify)?;
         if !listings.contains_key(&desired.namespace) {
             let listing = Listing::of(&attached.engine).await?;
             listings.insert(desired.namespace.clone(), listing);
@@ -248,7 +251,9 @@ impl Daemon {
             );
         }
         match (&observed.target, &remembered.error) {
-            (Some(_), Some(error)) if observed.complete && is_damaged(remembered) => {
+            (Some(digest), Some(error))
+                if observed.complete && (is_damaged(remembered) || is_unfit(error, digest)) =>
+            {
                 board.failed_before(&key, error.clone(), remembered.next_try, now);
             }
             (Some(digest), _) if observed.complete => {
@@ -330,6 +335,15 @@ impl Daemon {
 fn is_damaged(remembered: &Remembered) -> bool {
     let error = remembered.error.as_ref().and_then(Error::from_json);
     remembered.recheck && error.is_some_and(|error| error.kind() == Kind::StoreDamaged)
+}
+
+/// Whether a failure says that this very image cannot run here. One that is about a newer image
+/// of the same name leaves the one that is here as it is.
+fn is_unfit(error: &serde_json::Value, digest: &Digest) -> bool {
+    Error::from_json(error).is_some_and(|error| {
+        let unfit = matches!(error.kind(), Kind::Mislabelled | Kind::NotRunnable);
+        unfit && error.is_about(digest.as_str())
+    })
 }
 
 /// Whether a changed record may belong to the image: its own, that of its digest, or, where

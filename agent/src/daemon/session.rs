@@ -6,7 +6,7 @@ use super::host_document::{EngineRow, HostDocument};
 use crate::{
     asked::Asked,
     clock,
-    desired::Traits,
+    desired::{Traits, Verify},
     error::{Error, Result},
     kind::Kind,
     resolve::Want,
@@ -52,9 +52,12 @@ impl Session {
     }
 
     /// What a declared platform means here.
-    pub(super) fn want(&self, attached: &Attached, platform: &str) -> Result<Want> {
+    pub(super) fn want(&self, attached: &Attached, platform: &str, verify: Verify) -> Result<Want> {
         match self.asked(platform, Some(attached), false)? {
-            Asked::One(want) => Ok(*want),
+            Asked::One(want) => Ok(Want {
+                probation: self.judges(verify),
+                ..*want
+            }),
             Asked::All => Err(
                 Error::new(Kind::Config, "`all` is no platform of a declared image")
                     .hint("name each platform that this host should have"),

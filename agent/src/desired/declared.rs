@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use edgepull_platform::Platform;
 use toml::de::DeValue;
 
-use super::only::{Only, architecture};
+use super::{
+    Verify,
+    only::{Only, architecture},
+};
 use crate::{
     oci::Reference,
     redact::printable,
@@ -33,6 +36,7 @@ pub(super) struct Declared {
     pub(super) refresh: Option<Refresh>,
     pub(super) pin: bool,
     pub(super) keep_previous: usize,
+    pub(super) verify: Verify,
     pub(super) only: Only,
 }
 
@@ -46,6 +50,7 @@ impl Declared {
             refresh: None,
             pin: true,
             keep_previous: 1,
+            verify: Verify::None,
             only: Only::default(),
         }
     }
@@ -128,7 +133,7 @@ fn image(
                 image.refresh = Some(refresh);
             }
             "pin" => image.pin = reader.boolean(&key, value)?,
-            "verify" => verify(reader, &key, value)?,
+            "verify" => image.verify = verify(reader, &key, value)?,
             "keep_previous" => {
                 let number = reader.integer(&key, value, 0..MOST_PREVIOUS + 1)?;
                 image.keep_previous = usize::try_from(number).unwrap_or_default();
@@ -210,13 +215,14 @@ fn namespace(reader: &Reader<'_>, key: &str, value: &Value<'_>) -> Result<String
     Ok(text.to_owned())
 }
 
-fn verify(reader: &Reader<'_>, key: &str, value: &Value<'_>) -> Result<(), Fault> {
+fn verify(reader: &Reader<'_>, key: &str, value: &Value<'_>) -> Result<Verify, Fault> {
     let what = match reader.string(key, value)? {
-        "none" => return Ok(()),
-        known @ ("static" | "run") => format!(
-            "`{known}` needs verdicts about the bytes of an image, and this version has none yet; write `none` or leave the line out"
+        "none" => return Ok(Verify::None),
+        "static" => return Ok(Verify::Static),
+        other => format!(
+            "`{}` is no way to verify; there are `none` and `static`",
+            shown(other)
         ),
-        other => format!("`{}` is no way to verify; there is `none`", shown(other)),
     };
     Err(reader.fault(key, &value.span(), what))
 }

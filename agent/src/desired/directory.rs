@@ -121,6 +121,7 @@ impl Directory {
                         refresh,
                         pin: declared.pin,
                         keep_previous: declared.keep_previous,
+                        verify: declared.verify,
                         origin: origin.clone(),
                     };
                     let key = desired.key();

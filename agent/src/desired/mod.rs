@@ -23,7 +23,18 @@ pub struct Desired {
     pub pin: bool,
     /// Earlier targets of the same reference that are kept for a rollback.
     pub keep_previous: usize,
+    pub verify: Verify,
     pub origin: Origin,
+}
+
+/// What an image has to show before it is ready, beyond what `[policy] image` asks of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    #[default]
+    None,
+    /// Its bytes are judged at each refresh, also where the policy goes by labels.
+    Static,
 }
 
 /// Where an image is declared, for people.

@@ -271,6 +271,7 @@ mod tests {
             refresh: Refresh::Never,
             pin: true,
             keep_previous: 1,
+            verify: crate::desired::Verify::None,
             origin: Origin {
                 file: "x".into(),
                 line: 1,

@@ -70,7 +70,10 @@ impl Jury<'_> {
                 .as_deref()
                 .map(|error| (error, self.wanted)),
         };
-        let judged = self.policy.judge(&proof, &promise)?;
+        let judged = self
+            .policy
+            .judge(&proof, &promise)
+            .map_err(|error| error.digest(&choice.target().digest))?;
         Ok(Found {
             proof: Some(proof),
             warnings: judged.warnings,

@@ -39,6 +39,7 @@ fn desired(name: &str, namespace: &str) -> Desired {
         refresh: Refresh::Never,
         pin: true,
         keep_previous: 0,
+        verify: edgepull::desired::Verify::None,
         origin: Origin {
             file: "images.d/test.txt".into(),
             line: 1,

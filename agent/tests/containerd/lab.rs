@@ -219,6 +219,7 @@ pub(crate) fn request<'a>(
         pin: false,
         managed_by: "test",
         room: None,
+        jury: None,
     }
 }
 

@@ -114,6 +114,7 @@ fn check(context: &Context, session: &Session, places: &Places) -> Result<Failur
                 "refresh": image.refresh.to_string(),
                 "pin": image.pin,
                 "keep_previous": image.keep_previous,
+                "verify": image.verify,
                 "file": image.origin.file.display().to_string(),
                 "line": image.origin.line,
             })).collect::<Vec<_>>(),

@@ -20,6 +20,7 @@ use crate::{
     choice::Choice,
     config::Config,
     daemon::REPORT,
+    desired::Verify,
     error::{Error, Result},
     event::{Event, Events, Observer},
     keep::{self, AGENT},
@@ -290,9 +291,7 @@ impl Bench {
         else {
             return Err(lost());
         };
-        let mut want = self.session.want(attached, &job.platform)?;
-        want.probation = self.session.judges();
-        let want = want;
+        let want = self.session.want(attached, &job.platform, job.verify)?;
         let host = self.session.host()?;
         let room = keep::space::Space::of(
             &attached.engine,
@@ -310,13 +309,19 @@ impl Bench {
             pin: job.pin,
             unpack: true,
             room: Some(&room),
-            jury: self.session.jury(&want),
+            jury: self.session.jury(&want, job.verify),
         };
         let work = async {
             let repo = client.repository(reference);
             let (choice, outcome) = match puller.find(reference, &repo, &want).await? {
                 Found::Present(choice) => {
                     let outcome = image::present(&choice);
+                    let look = job.verify != Verify::None || choice.probation.is_some();
+                    let outcome = if look {
+                        puller.prove(&choice, outcome).await?
+                    } else {
+                        outcome
+                    };
                     (choice, outcome)
                 }
                 Found::Artifact(_) => return Err(artifact()),
@@ -366,7 +371,7 @@ impl Bench {
             // What is not there is pulled, and new then.
             return Ok(Done::Rechecked(Box::default()));
         };
-        let want = self.session.want(attached, &job.platform)?;
+        let want = self.session.want(attached, &job.platform, job.verify)?;
         let locks = self.session.runtime_dir();
         let room = keep::space::Space::of(
             &attached.engine,

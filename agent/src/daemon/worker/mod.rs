@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{child::serve, parent::Worker};
 use crate::{
+    desired::Verify,
     error::{Error, Result},
     event::Event,
     kind::Kind,
@@ -39,6 +40,7 @@ pub struct Job {
     pub namespace: String,
     pub pin: bool,
     pub keep_previous: usize,
+    pub verify: Verify,
 }
 
 /// What to do with it.

@@ -239,6 +239,7 @@ mod tests {
             namespace: "default".to_owned(),
             pin: true,
             keep_previous: 0,
+            verify: crate::desired::Verify::None,
         }
     }
 

@@ -14,7 +14,7 @@ platforms = ["host", "aarch64", "linux/arm64", "amd64/v3,fallback"]
 namespace = "k8s.io"
 refresh = "90m"
 pin = false
-verify = "none"
+verify = "static"
 keep_previous = 3
 only = { arch = ["aarch64", "arm"], model = "Raspberry Pi 4*", labels = { site = "berlin" } }
 
@@ -39,6 +39,7 @@ arch = "amd64"
             refresh: Some(Refresh::Every(Duration::from_secs(5400))),
             pin: false,
             keep_previous: 3,
+            verify: Verify::Static,
             only: Only {
                 arch: Some(vec!["arm64".to_owned(), "arm".to_owned()]),
                 model: Some("Raspberry Pi 4*".to_owned()),
@@ -80,18 +81,6 @@ fn a_fault_has_its_line_and_key_and_says_what_is_wrong() {
         ("namespace = \"-a\"", 3, "image.namespace", "letters"),
         ("refresh = \"59s\"", 3, "image.refresh", "a minute"),
         ("refresh = \"often\"", 3, "image.refresh", "`never`"),
-        (
-            "verify = \"static\"",
-            3,
-            "image.verify",
-            "`static` needs verdicts",
-        ),
-        (
-            "verify = \"run\"",
-            3,
-            "image.verify",
-            "`run` needs verdicts",
-        ),
         ("verify = \"yes\"", 3, "image.verify", "no way to verify"),
         ("keep_previous = 17", 3, "image.keep_previous", "0 to 16"),
         ("keep_previous = -1", 3, "image.keep_previous", "0 to 16"),

@@ -32,6 +32,7 @@ fn desired(name: &str, refresh: Refresh) -> Desired {
         refresh,
         pin: true,
         keep_previous: 1,
+        verify: crate::desired::Verify::None,
         origin: Origin {
             file: "a.toml".into(),
             line: 1,

@@ -1,0 +1,107 @@
+//! The daemon calls an image ready by what its bytes prove.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test: a panic with a position is the failure report"
+)]
+
+use edgepull_tests::agent::{Agent, PATIENCE};
+use edgepull_tests::containerd::Version;
+use edgepull_tests::image::{self, AMD64, ARM64, host};
+use edgepull_tests::process::wait_for;
+use edgepull_tests::scene::{NAMESPACE, Scene};
+
+/// Blobs that were asked for.
+fn blobs(scene: &Scene) -> usize {
+    let requests = scene.registry.requests();
+    requests
+        .iter()
+        .filter(|request| request.path.contains("/blobs/"))
+        .count()
+}
+
+#[test]
+fn a_mislabelled_image_is_failed_and_costs_its_bytes_once() {
+    let scene = Scene::new(Version::V2, image::arm_busybox_labelled(host()));
+    let mut agent = Agent::new(&scene.daemon);
+    agent.declare("one.txt", &scene.reference);
+    agent.start();
+    agent.wait_state(&scene.reference, "failed");
+    let image = agent.image(&scene.reference).unwrap();
+    assert_eq!(image["error"]["kind"], "mislabelled", "{image:#}");
+    assert_eq!(scene.daemon.images(NAMESPACE), Vec::<String>::new());
+    let fetched = blobs(&scene);
+    for _ in 0..2 {
+        agent.call(["sync"]).run().exits(11);
+    }
+    assert_eq!(blobs(&scene), fetched, "{}", scene.registry.transcript());
+
+    // The publisher heard of it.
+    let right = image::hello();
+    let index = right.find("latest").unwrap();
+    for blob in right.blobs() {
+        scene.layout().put(&right.read(&blob));
+    }
+    scene.layout().tag("latest", index);
+    agent.call(["sync"]).run().exits(0);
+    agent.wait_state(&scene.reference, "ready");
+    scene.greets();
+}
+
+#[test]
+fn declared_static_it_is_judged_again_and_again() {
+    let scene = Scene::new(Version::V1_7, image::hello());
+    let mut agent = Agent::new(&scene.daemon);
+    let declare = |agent: &Agent, verify: &str| {
+        agent.declare(
+            "one.toml",
+            &format!(
+                "[[image]]\nreference = \"{}\"\nverify = \"{verify}\"\n",
+                scene.reference
+            ),
+        );
+    };
+    declare(&agent, "none");
+    agent.start();
+    agent.wait_state(&scene.reference, "ready");
+    let root = scene
+        .daemon
+        .root()
+        .join("io.containerd.snapshotter.v1.overlayfs/snapshots");
+    let file = std::fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("fs/bin/busybox"))
+        .find(|file| file.is_file())
+        .unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, b"").unwrap();
+    agent.call(["sync"]).run().exits(0);
+    assert_eq!(agent.image(&scene.reference).unwrap()["state"], "ready");
+
+    declare(&agent, "static");
+    wait_for("a verdict", PATIENCE, || {
+        agent.call(["sync"]).run();
+        let image = agent.image(&scene.reference).unwrap();
+        image["state"] == "failed" && image["error"]["kind"] == "not_runnable"
+    });
+    std::fs::write(&file, bytes).unwrap();
+    agent.call(["sync"]).run().exits(0);
+    agent.wait_state(&scene.reference, "ready");
+}
+
+/// What runs here is kept, whatever its label says.
+#[test]
+fn an_image_with_a_wrong_label_and_right_bytes_stays_ready() {
+    let other = if host() == ARM64 { AMD64 } else { ARM64 };
+    let scene = Scene::new(Version::V2, image::mislabelled_single(other, host()));
+    let mut agent = Agent::new(&scene.daemon);
+    agent.declare("one.txt", &scene.reference);
+    agent.start();
+    agent.wait_state(&scene.reference, "ready");
+    agent.wait_quiet();
+    let fetched = blobs(&scene);
+    agent.call(["sync"]).run().exits(0);
+    let image = agent.image(&scene.reference).unwrap();
+    assert_eq!(image["state"], "ready", "{image:#}");
+    assert_eq!(image["pinned"], true, "{image:#}");
+    assert_eq!(blobs(&scene), fetched, "{}", scene.registry.transcript());
+}
