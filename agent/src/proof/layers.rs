@@ -123,7 +123,7 @@ impl Layer {
         Ok(Said::This(match kind(&stat) {
             SFlag::S_IFDIR => Node::Directory,
             SFlag::S_IFREG => Node::File(FileNode {
-                executable: mode(&stat) & EXECUTABLE != 0,
+                executable: stat.st_mode & EXECUTABLE != 0,
                 layer: self.number,
             }),
             SFlag::S_IFLNK => {
@@ -177,11 +177,6 @@ fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-/// Modes are 16 or 32 bits wide, by target.
-fn mode(stat: &FileStat) -> u32 {
-    stat.st_mode.into()
-}
-
 /// The directories on the way, and the last name.
 fn split(path: &[u8]) -> (Vec<&[u8]>, &[u8]) {
     let mut names: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
@@ -223,9 +218,10 @@ mod tests {
 
     #[test]
     fn layers_lie_over_each_other_as_the_kernel_has_it() {
-        if !nix::unistd::geteuid().is_root() {
-            panic!("whiteouts are made by root alone");
-        }
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "whiteouts are made by root alone"
+        );
         let dir = tempfile::tempdir().expect("a directory");
         let roots: Vec<PathBuf> = ["top", "middle", "bottom"]
             .map(|name| dir.path().join(name))

@@ -193,7 +193,7 @@ fn fits(proof: &Proof, label: &Platform) -> Option<bool> {
 /// A program for the 32-bit mode that cores of the label's kind may have.
 fn is_narrower(machine: Option<&Platform>, label: &Platform) -> bool {
     let narrow = machine.filter(|machine| machine.os() == label.os());
-    let narrow = narrow.map(|machine| machine.architecture());
+    let narrow = narrow.map(Platform::architecture);
     matches!(
         (label.architecture(), narrow),
         ("amd64", Some("386")) | ("arm64", Some("arm"))

@@ -326,11 +326,12 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
                         choice.platform.as_ref(),
                         context,
                     );
-                    let jury = context.session().jury(&want, Verify::None);
-                    import_one(
-                        &attached, call, &reference, &choice, jury, &archive, &events, &mut row,
-                    )
-                    .await
+                    let one = One {
+                        reference: &reference,
+                        choice: &choice,
+                        jury: context.session().jury(&want, Verify::None),
+                    };
+                    import_one(&attached, call, one, &archive, &events, &mut row).await
                 };
                 let ended = Box::pin(ended).await;
                 events.emit(&Event::Finished {
@@ -352,16 +353,26 @@ pub(crate) async fn import(context: &Context, call: &Import) -> Result<Failures>
         .collect())
 }
 
+/// One image of an archive, and who judges it.
+struct One<'a> {
+    reference: &'a Reference,
+    choice: &'a Choice,
+    jury: Option<pull::Jury<'a>>,
+}
+
 async fn import_one(
     attached: &Attached,
     call: &Import,
-    reference: &Reference,
-    choice: &Choice,
-    jury: Option<pull::Jury<'_>>,
+    one: One<'_>,
     archive: &Archive,
     events: &Events,
     row: &mut Row,
 ) -> Result<()> {
+    let One {
+        reference,
+        choice,
+        jury,
+    } = one;
     if is_artifact(choice) {
         return Err(Error::new(
             Kind::Unsupported,

@@ -192,9 +192,10 @@ async fn look(
             ),
         )
     })?;
-    let launch = match call.command.is_empty() {
-        true => launch,
-        false => launch.with_command(call.command.clone()),
+    let launch = if call.command.is_empty() {
+        launch
+    } else {
+        launch.with_command(call.command.clone())
     };
     row.proof = prove(context, place, &choice, launch).await?;
     let config = Platform::from_label(&ImageConfig::parse(&choice.config)?.label);

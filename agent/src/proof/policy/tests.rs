@@ -61,7 +61,7 @@ impl Case<'_> {
     }
 }
 
-fn on_amd64<'a>(label: &'a str, bytes: Vec<u8>) -> Case<'a> {
+fn on_amd64(label: &str, bytes: Vec<u8>) -> Case<'_> {
     Case {
         host: "x86-v3",
         label,
