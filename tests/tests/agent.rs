@@ -297,7 +297,7 @@ fn configuration_is_followed_and_a_fault_in_it_changes_nothing() {
     check(&agent).exits(0);
     agent.declare(
         "b.toml",
-        "[[image]]\nreference = \"a\"\nverify = \"static\"\n",
+        "[[image]]\nreference = \"a\"\nverify = \"always\"\n",
     );
     let run = check(&agent).exits(2);
     assert!(

@@ -6,7 +6,7 @@
 
 use edgepull_tests::agent::{Agent, PATIENCE};
 use edgepull_tests::containerd::Version;
-use edgepull_tests::image::{self, AMD64, ARM64, host};
+use edgepull_tests::image::{self, AMD64, ARM64, Layout, host};
 use edgepull_tests::process::wait_for;
 use edgepull_tests::scene::{NAMESPACE, Scene};
 
@@ -17,6 +17,14 @@ fn blobs(scene: &Scene) -> usize {
         .iter()
         .filter(|request| request.path.contains("/blobs/"))
         .count()
+}
+
+/// The tag points at another image from now on.
+fn take_over(scene: &Scene, other: &Layout) {
+    for blob in other.blobs() {
+        scene.layout().put(&other.read(&blob));
+    }
+    scene.layout().tag("latest", other.find("latest").unwrap());
 }
 
 #[test]
@@ -36,14 +44,26 @@ fn a_mislabelled_image_is_failed_and_costs_its_bytes_once() {
     assert_eq!(blobs(&scene), fetched, "{}", scene.registry.transcript());
 
     // The publisher heard of it.
-    let right = image::hello();
-    let index = right.find("latest").unwrap();
-    for blob in right.blobs() {
-        scene.layout().put(&right.read(&blob));
-    }
-    scene.layout().tag("latest", index);
+    take_over(&scene, &image::hello());
     agent.call(["sync"]).run().exits(0);
     agent.wait_state(&scene.reference, "ready");
+    scene.greets();
+}
+
+/// What was ready stays so, when what the tag points at now is worse.
+#[test]
+fn a_newer_image_that_is_mislabelled_leaves_the_one_that_is_here() {
+    let scene = Scene::new(Version::V1_6, image::hello());
+    let mut agent = Agent::new(&scene.daemon);
+    agent.declare("one.txt", &scene.reference);
+    agent.start();
+    let before = agent.wait_state(&scene.reference, "ready");
+    take_over(&scene, &image::arm_busybox_labelled(host()));
+    agent.call(["sync"]).run().exits(11);
+    let image = agent.image(&scene.reference).unwrap();
+    assert_eq!(image["state"], "ready", "{image:#}");
+    assert_eq!(image["digest"], before["digest"], "{image:#}");
+    assert_eq!(image["error"]["kind"], "mislabelled", "{image:#}");
     scene.greets();
 }
 

@@ -276,6 +276,123 @@ mod tests {
         assert!(layers.needs(b"bin/tool").is_err());
     }
 
+    /// A mounted overlay, unmounted at the end.
+    struct Mounted(PathBuf);
+
+    impl Mounted {
+        fn new(at: PathBuf, layers: &[PathBuf]) -> Self {
+            std::fs::create_dir(&at).expect("made");
+            let list: Vec<_> = layers.iter().map(|dir| dir.display().to_string()).collect();
+            let options = format!("ro,lowerdir={}", list.join(":"));
+            let mounted = std::process::Command::new("mount")
+                .args(["-t", "overlay", "overlay", "-o", &options])
+                .arg(&at)
+                .status();
+            assert!(mounted.expect("mount(8)").success(), "{options}");
+            Self(at)
+        }
+    }
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ended = std::process::Command::new("umount").arg(&self.0).status();
+        }
+    }
+
+    /// What the kernel has there, over no link.
+    fn kernel(root: &File, path: &str) -> Node {
+        use nix::fcntl::{OpenHow, ResolveFlag, openat2};
+
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        let parent = path.rsplit_once('/').map_or(".", |(parent, _)| parent);
+        let over_no_link =
+            how.resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        if openat2(root, parent, over_no_link).is_err() {
+            return Node::Missing;
+        }
+        let Ok(found) = openat2(root, path, how) else {
+            return Node::Missing;
+        };
+        let stat = nix::sys::stat::fstat(&found).expect("it is open");
+        match kind(&stat) {
+            SFlag::S_IFDIR => Node::Directory,
+            SFlag::S_IFREG => Node::File(FileNode {
+                executable: true,
+                layer: None,
+            }),
+            SFlag::S_IFLNK => Node::Link(b"x".to_vec()),
+            _ => Node::Other,
+        }
+    }
+
+    /// Any layers over each other are seen as the kernel's own overlay shows them.
+    #[test]
+    fn what_is_seen_is_what_the_kernel_mounts() {
+        let names = ["a", "b", "c"];
+        let mut paths: Vec<String> = names.map(str::to_owned).into();
+        for depth in 0..2 {
+            let above: Vec<String> = paths
+                .iter()
+                .filter(|p| p.matches('/').count() == depth)
+                .cloned()
+                .collect();
+            paths.extend(
+                above
+                    .iter()
+                    .flat_map(|p| names.map(|name| format!("{p}/{name}"))),
+            );
+        }
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = |below: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            usize::try_from(random >> 32).expect("64 bits") % below
+        };
+        let dir = tempfile::tempdir().expect("a directory");
+        for case in 0..40 {
+            let roots: Vec<PathBuf> = (0..3)
+                .map(|layer| dir.path().join(format!("{case}-{layer}")))
+                .collect();
+            for root in &roots {
+                std::fs::create_dir(root).expect("made");
+                for _ in 0..8 {
+                    let path = root.join(&paths[next(paths.len())]);
+                    let parent = path.parent().expect("one");
+                    // What is in the way stays: a layer has one thing under one name.
+                    if std::fs::create_dir_all(parent).is_err() || path.symlink_metadata().is_ok() {
+                        continue;
+                    }
+                    match next(5) {
+                        0 => std::fs::create_dir(&path).expect("made"),
+                        1 => symlink("x", &path).expect("linked"),
+                        2 => mknod(&path, SFlag::S_IFCHR, Mode::empty(), 0).expect("root"),
+                        3 => {
+                            std::fs::create_dir(&path).expect("made");
+                            let opaque = File::open(&path).expect("opened");
+                            let flags = rustix::fs::XattrFlags::empty();
+                            rustix::fs::fsetxattr(&opaque, OPAQUE[0], b"y", flags).expect("root");
+                        }
+                        _ => {
+                            std::fs::write(&path, "x").expect("written");
+                            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))
+                                .expect("set");
+                        }
+                    }
+                }
+            }
+            let mounted = Mounted::new(dir.path().join(format!("{case}-all")), &roots);
+            let root = File::open(&mounted.0).expect("opened");
+            let mut layers = Layers::open(&roots, false).expect("opened");
+            for path in &paths {
+                let seen = layers.node(path.as_bytes()).expect("seen");
+                assert_eq!(seen, kernel(&root, path), "case {case}: {path}");
+            }
+        }
+    }
+
     #[test]
     fn one_directory_of_several_layers_names_none() {
         let dir = tempfile::tempdir().expect("a directory");
