@@ -40,16 +40,14 @@ dist:
 reproduce: dist
 	cross/reproduce $(REPRODUCE)
 
-# The tests run the binaries they find, so those are built first. What is `ignored` runs by itself;
-# elsewhere there are more at once than cores, since they wait most of the time.
+# The tests run the binaries they find, so those are built first. There are more at once than cores,
+# since they wait most of the time.
 test: export PATH := $(LAB)/containerd-1.6/usr/bin:$(LAB)/runc/usr/sbin:$(LAB)/docker-registry/usr/bin:$(PATH)
 test: deps dist
 	cross/cargo aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf -- test -p edgepull-platform
 	$(CARGO) build -p edgepull
 	RUST_TEST_THREADS=4 $(CARGO) test --workspace --exclude edgepull-tests
-	$(CARGO) test -p edgepull --test containerd -- --ignored --test-threads=1
-	RUST_TEST_THREADS=4 $(CARGO) test -p edgepull-tests
-	$(CARGO) test -p edgepull-tests --test resume -- --ignored
+	tests/scenarios
 
 soak: deps
 	$(CARGO) build -p edgepull

@@ -215,8 +215,14 @@ fn verify_follows_what_is_unpacked(version: Version) {
         error["hint"].as_str().unwrap().contains("edgepull repair"),
         "{error}"
     );
-    let pulled = scene.pull_with(&[]).fails(10, "not_runnable");
+    // Found right in this boot it is not looked at with each pull, but where something changed.
+    assert_eq!(scene.pull()["status"], "present");
+    let dir = Lab::get().run_dir("verify");
+    let strict = config(&dir, "[policy]\nimage = \"strict\"\n");
+    let args = ["--config", strict.to_str().unwrap()];
+    let pulled = scene.pull_with(&args).fails(10, "not_runnable");
     assert!(causes(&pulled).contains("/usr/bin/busybox"), "{pulled}");
+    scene.pull_with(&[]).fails(10, "not_runnable");
 }
 
 /// A file of the unpacked image, where overlayfs has it.

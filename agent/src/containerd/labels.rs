@@ -34,6 +34,8 @@ pub const TARGET: &str = "io.edgepull.target";
 pub const PREVIOUS: &str = "io.edgepull.previous";
 /// Since when (RFC 3339).
 pub const PREVIOUS_SINCE: &str = "io.edgepull.previous-since";
+/// On a config: what was known when the image's bytes were last judged and found right.
+pub const PROOF: &str = "io.edgepull.proof";
 
 const GC_CONTENT: &str = "containerd.io/gc.ref.content";
 const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot";

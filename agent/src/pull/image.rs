@@ -7,7 +7,7 @@ use edgepull_platform::Host;
 
 use super::{
     Choice,
-    jury::Jury,
+    jury::{Jury, Look},
     plan::Image,
     present::is_present,
     room::Room,
@@ -113,10 +113,17 @@ impl Puller<'_> {
     /// # Errors
     ///
     /// `mislabelled`, `not_runnable`, `platform_missing`; or where containerd fails.
-    pub async fn prove(&self, choice: &Choice, mut outcome: Outcome) -> Result<Outcome> {
+    pub async fn prove(
+        &self,
+        choice: &Choice,
+        mut outcome: Outcome,
+        look: Look,
+    ) -> Result<Outcome> {
         if let Some(jury) = &self.jury {
             let image = Image::new(choice, self.unpack)?;
-            let found = jury.judge(self.engine, self.snapshotter, &image).await?;
+            let found = jury
+                .judge(self.engine, self.snapshotter, &image, look)
+                .await?;
             outcome.warnings.extend(found.warnings);
             outcome.proof = found.proof;
         }

@@ -2,9 +2,15 @@
 
 use edgepull_platform::{Host, Platform};
 
+use std::path::Path;
+
 use super::plan::Image;
 use crate::{
-    containerd::Engine,
+    clock,
+    containerd::{
+        Engine,
+        labels::{Labels, PROOF},
+    },
     error::Result,
     oci::{Digest, ImageConfig},
     proof::{Emulation, Launch, Policy, Promise, Proof, of_snapshot},
@@ -18,6 +24,14 @@ pub struct Jury<'a> {
     pub emulation: Emulation,
     /// What was wanted, best first.
     pub wanted: &'a [Platform],
+}
+
+/// Whether an image that was judged before is judged again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Not if it was found right in this boot, under what holds now.
+    Once,
+    Again,
 }
 
 /// What was found, where there was something to look at.
@@ -39,6 +53,7 @@ impl Jury<'_> {
         engine: &Engine,
         snapshotter: &str,
         image: &Image<'_>,
+        look: Look,
     ) -> Result<Found> {
         let choice = image.choice;
         let (Some(top), true) = (image.top(), self.policy != Policy::Off) else {
@@ -47,6 +62,13 @@ impl Jury<'_> {
                 None => Ok(Found::default()),
             };
         };
+        let known = self.what_is_known(snapshotter, image);
+        if look == Look::Once && choice.probation.is_none() {
+            let info = engine.blob_info(choice.config.digest()).await?;
+            if info.is_some_and(|info| info.labels.get(PROOF) == Some(&known)) {
+                return Ok(Found::default());
+            }
+        }
         let proof = match Launch::of(&choice.config) {
             Some(launch) => {
                 let layers: Vec<Digest> = image
@@ -70,13 +92,38 @@ impl Jury<'_> {
                 .as_deref()
                 .map(|error| (error, self.wanted)),
         };
-        let judged = self
-            .policy
-            .judge(&proof, &promise)
-            .map_err(|error| error.digest(&choice.target().digest))?;
+        let judged = match self.policy.judge(&proof, &promise) {
+            Ok(judged) => judged,
+            Err(error) => {
+                // If it stays, somebody takes the image for right once more, until the next boot.
+                let none = Labels::from([(PROOF.to_owned(), String::new())]);
+                if let Err(failed) = engine.label_blob(choice.config.digest(), none).await {
+                    tracing::debug!(%failed, "an earlier proof could not be taken back");
+                }
+                return Err(error.digest(&choice.target().digest));
+            }
+        };
+        if judged.warnings.is_empty() && proof.verdict.runs() {
+            let label = Labels::from([(PROOF.to_owned(), known)]);
+            engine.label_blob(choice.config.digest(), label).await?;
+        }
         Ok(Found {
             proof: Some(proof),
             warnings: judged.warnings,
         })
+    }
+
+    /// All that an answer depends on, as one word: another boot, where a power cut may have left
+    /// other files and another kernel may run, another host, policy or program ask again.
+    fn what_is_known(&self, snapshotter: &str, image: &Image<'_>) -> String {
+        let boot = clock::boot(Path::new("/"));
+        let manifest = &image.choice.leaf.descriptor.digest;
+        let label = &image.choice.platform;
+        let version = env!("CARGO_PKG_VERSION");
+        let text = format!(
+            "{version} {boot} {snapshotter} {manifest} {label:?} {:?} {:?} {:?}",
+            self.policy, self.emulation, self.host
+        );
+        Digest::of(text.as_bytes()).hex().chars().take(32).collect()
     }
 }

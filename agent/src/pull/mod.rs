@@ -12,7 +12,7 @@ mod unpack;
 
 pub use crate::choice::Choice;
 pub use image::{Found, Puller};
-pub use jury::Jury;
+pub use jury::{Jury, Look};
 pub use present::is_present;
 pub use room::{Need, Room, grown};
 pub use run::{Bytes, Outcome, Request, Status, lock_name, pull_into};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Choice,
     fetch::{self, Arrivals},
-    jury::{self, Jury},
+    jury::{self, Jury, Look},
     plan::{Image, unique},
     present::{is_present, records_for},
     room::{self, Need, Room},
@@ -376,7 +376,9 @@ impl Work<'_> {
             return Ok(all);
         };
         for (at, image) in self.images.iter().enumerate() {
-            let found = jury.judge(self.engine, self.snapshotter, image).await?;
+            let found = jury
+                .judge(self.engine, self.snapshotter, image, Look::Again)
+                .await?;
             all.warnings.extend(found.warnings);
             if at == 0 {
                 all.proof = found.proof;

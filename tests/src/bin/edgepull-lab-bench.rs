@@ -8,19 +8,22 @@
 )]
 
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use edgepull_tests::containerd::{Containerd, Version};
 use edgepull_tests::edgepull::Edgepull;
 use edgepull_tests::image;
 use edgepull_tests::registry::Registry;
 use edgepull_tests::tools::Lab;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 
 const NAMESPACE: &str = "bench";
 const ROUNDS: usize = 3;
 const LAYERS: u64 = 4;
 const LAYER: u64 = 24 << 20;
 const IMAGES: usize = 100;
+const PROOFS: u32 = 50;
 
 fn main() {
     let registry = Registry::start();
@@ -50,6 +53,48 @@ fn main() {
         }
     }
     freshness();
+    proofs();
+}
+
+/// The entrypoint of an image that is present, looked at: a script, its interpreter and the layers
+/// that they are in.
+fn proofs() {
+    let registry = Registry::start();
+    image::hello().push(&registry, "latest", "bench/hello", "latest");
+    let reference = registry.reference("bench/hello", "latest");
+    println!(
+        "\nverify of an image that is present, {PROOFS} times; a call each\n{:<12} {:>15} {:>9}",
+        "containerd", "processor, ms", "wall, ms"
+    );
+    for version in [Version::V1_6, Version::V1_7, Version::V2] {
+        let daemon = Containerd::start(version);
+        let call = |verb: &str| {
+            let call = Edgepull::new([verb, &reference]);
+            call.json().on(&daemon, NAMESPACE).run().exits(0)
+        };
+        call("pull");
+        let (before, started) = (of_children(), Instant::now());
+        for _ in 0..PROOFS {
+            call("verify");
+        }
+        let each = |all: Duration| all.as_secs_f64() * 1000.0 / f64::from(PROOFS);
+        println!(
+            "{:<12} {:>15.1} {:>9.1}",
+            version.exact(),
+            each(of_children() - before),
+            each(started.elapsed())
+        );
+    }
+}
+
+/// Processor time of the processes that were waited for: not of daemons that run.
+fn of_children() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
+    let parts = [usage.user_time(), usage.system_time()];
+    let micros = parts
+        .iter()
+        .map(|time| u64::try_from(time.num_microseconds()).unwrap());
+    Duration::from_micros(micros.sum())
 }
 
 /// Images that are all here, asked for once more: what a device does most of its life.

@@ -20,7 +20,7 @@ use crate::{
     layout::{self, Layout, LayoutKind, LayoutRef},
     oci::{Document, Reference},
     pull::{
-        Choice, Found, Puller,
+        Choice, Found, Look, Puller,
         image::{self, is_artifact},
     },
     registry::Client,
@@ -198,7 +198,9 @@ impl Job<'_> {
             self.context,
         );
         if let Found::Present(choice) = &found {
-            let outcome = puller.prove(choice, image::present(choice)).await?;
+            let outcome = puller
+                .prove(choice, image::present(choice), Look::Once)
+                .await?;
             for message in outcome.warnings.clone() {
                 self.tell(message);
             }

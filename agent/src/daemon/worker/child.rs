@@ -26,7 +26,7 @@ use crate::{
     keep::{self, AGENT},
     kind::Kind,
     oci::{Digest, Reference},
-    pull::{Bytes, Found, Puller, image},
+    pull::{Bytes, Found, Look, Puller, image},
     registry::{Client, Counts},
     resolve::Want,
     session::{Attached, Session},
@@ -316,12 +316,11 @@ impl Bench {
             let (choice, outcome) = match puller.find(reference, &repo, &want).await? {
                 Found::Present(choice) => {
                     let outcome = image::present(&choice);
-                    let look = job.verify != Verify::None || choice.probation.is_some();
-                    let outcome = if look {
-                        puller.prove(&choice, outcome).await?
-                    } else {
-                        outcome
+                    let look = match job.verify {
+                        Verify::None => Look::Once,
+                        Verify::Static => Look::Again,
                     };
+                    let outcome = puller.prove(&choice, outcome, look).await?;
                     (choice, outcome)
                 }
                 Found::Artifact(_) => return Err(artifact()),
