@@ -41,6 +41,9 @@ struct Detail {
     /// It would not have failed with the right time; a scheduler uses it.
     #[serde(skip)]
     of_clock: bool,
+    /// What a disk that lost something would look like; whoever can compare looks again.
+    #[serde(skip)]
+    of_damage: bool,
 }
 
 macro_rules! context {
@@ -72,6 +75,7 @@ impl Error {
             retryable: kind.retryable(),
             retry_after: None,
             of_clock: false,
+            of_damage: false,
         }))
     }
 
@@ -221,6 +225,17 @@ impl Error {
             error.0.retryable = retryable;
         }
         Some(error)
+    }
+
+    /// A disk that lost something may be the reason.
+    pub fn of_damage(mut self) -> Self {
+        self.0.of_damage = true;
+        self
+    }
+
+    /// Whether a disk that lost something may be the reason.
+    pub fn is_of_damage(&self) -> bool {
+        self.0.of_damage
     }
 
     /// Whether it is about the content of the image that a record points at by `digest`.

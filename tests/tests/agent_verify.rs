@@ -4,9 +4,11 @@
     reason = "a test: a panic with a position is the failure report"
 )]
 
+use std::path::PathBuf;
+
 use edgepull_tests::agent::{Agent, PATIENCE};
 use edgepull_tests::containerd::Version;
-use edgepull_tests::image::{self, AMD64, ARM64, Layout, host};
+use edgepull_tests::image::{self, AMD64, ARM64, Image, Layer, Layout, host};
 use edgepull_tests::process::wait_for;
 use edgepull_tests::scene::{NAMESPACE, Scene};
 
@@ -67,6 +69,19 @@ fn a_newer_image_that_is_mislabelled_leaves_the_one_that_is_here() {
     scene.greets();
 }
 
+/// The image's one program, in each snapshot that has it.
+fn unpacked(scene: &Scene) -> Vec<PathBuf> {
+    let root = scene
+        .daemon
+        .root()
+        .join("io.containerd.snapshotter.v1.overlayfs/snapshots");
+    std::fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("fs/bin/busybox"))
+        .filter(|file| file.is_file())
+        .collect()
+}
+
 #[test]
 fn declared_static_it_is_judged_again_and_again() {
     let scene = Scene::new(Version::V1_7, image::hello());
@@ -83,29 +98,54 @@ fn declared_static_it_is_judged_again_and_again() {
     declare(&agent, "none");
     agent.start();
     agent.wait_state(&scene.reference, "ready");
-    let root = scene
-        .daemon
-        .root()
-        .join("io.containerd.snapshotter.v1.overlayfs/snapshots");
-    let file = std::fs::read_dir(root)
-        .unwrap()
-        .map(|entry| entry.unwrap().path().join("fs/bin/busybox"))
-        .find(|file| file.is_file())
-        .unwrap();
+    let file = unpacked(&scene).pop().unwrap();
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, b"").unwrap();
     agent.call(["sync"]).run().exits(0);
     assert_eq!(agent.image(&scene.reference).unwrap()["state"], "ready");
 
+    // It may be the disk that lost it: then it is mended.
     declare(&agent, "static");
+    wait_for("the file", PATIENCE, || {
+        agent.call(["sync"]).run();
+        let whole = |file: &PathBuf| std::fs::read(file).is_ok_and(|now| now == bytes);
+        unpacked(&scene).iter().any(whole)
+    });
+    agent.wait_state(&scene.reference, "ready");
+    scene.greets();
+}
+
+/// One that was published so is not compared again and again into being well.
+#[test]
+fn what_cannot_run_as_it_was_published_is_failed() {
+    let layout = Layout::new();
+    let image = Image::new(&layout, host())
+        .layer(Layer::new(&layout).file("app", 0o755, b""))
+        .entrypoint(&["/app"])
+        .finish();
+    let scene = Scene::new(Version::V2, image::published(layout, &[image]));
+    let mut agent = Agent::new(&scene.daemon);
+    // By its label it is ready, and then somebody wants a proof.
+    agent.configure("[policy]\nimage = \"off\"\n");
+    agent.declare("one.txt", &scene.reference);
+    agent.start();
+    agent.wait_state(&scene.reference, "ready");
+    agent.declare("one.txt", "");
+    agent.declare(
+        "one.toml",
+        &format!(
+            "[[image]]\nreference = \"{}\"\nverify = \"static\"\n",
+            scene.reference
+        ),
+    );
     wait_for("a verdict", PATIENCE, || {
         agent.call(["sync"]).run();
-        let image = agent.image(&scene.reference).unwrap();
-        image["state"] == "failed" && image["error"]["kind"] == "not_runnable"
+        let image = agent.image(&scene.reference);
+        image.is_some_and(|image| {
+            image["state"] == "failed" && image["error"]["kind"] == "not_runnable"
+        })
     });
-    std::fs::write(&file, bytes).unwrap();
-    agent.call(["sync"]).run().exits(0);
-    agent.wait_state(&scene.reference, "ready");
+    agent.call(["sync"]).run().exits(10);
 }
 
 /// What runs here is kept, whatever its label says.

@@ -295,8 +295,12 @@ fn not_runnable(proof: &Proof, why: Refusal, reason: &str) -> Error {
         "what the image starts cannot run on this host",
     )
     .because(evidence(proof))
-    .because(reason);
-    error.hint(hint)
+    .because(reason)
+    .hint(hint);
+    match why {
+        Refusal::Empty | Refusal::Damaged => error.of_damage(),
+        _ => error,
+    }
 }
 
 #[cfg(test)]

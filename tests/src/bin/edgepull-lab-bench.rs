@@ -81,7 +81,7 @@ fn proofs() {
         println!(
             "{:<12} {:>15.1} {:>9.1}",
             version.exact(),
-            each(of_children() - before),
+            each(of_children().saturating_sub(before)),
             each(started.elapsed())
         );
     }

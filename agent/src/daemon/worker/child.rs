@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     os::fd::AsFd,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -320,7 +321,13 @@ impl Bench {
                         Verify::None => Look::Once,
                         Verify::Static => Look::Again,
                     };
-                    let outcome = puller.prove(&choice, outcome, look).await?;
+                    let mut proven = puller.prove(&choice, outcome.clone(), look).await;
+                    if proven.as_ref().is_err_and(Error::is_of_damage)
+                        && mend(attached, client, reference, &want, events, locks).await?
+                    {
+                        proven = puller.prove(&choice, outcome, look).await;
+                    }
+                    let outcome = proven?;
                     (choice, outcome)
                 }
                 Found::Artifact(_) => return Err(artifact()),
@@ -430,6 +437,37 @@ fn since<K: Ord>(
         })
         .filter(|(_, _, count)| *count > 0)
         .collect()
+}
+
+/// Compares an image with its layers whose entrypoint is empty or broken, and mends it. Whether
+/// something was mended; if not, the publisher made it so.
+async fn mend(
+    attached: &Attached,
+    client: &Client,
+    reference: &Reference,
+    want: &Want,
+    events: &Events,
+    locks: &Path,
+) -> Result<bool> {
+    let Some(record) = attached.engine.image(&reference.record_name()).await? else {
+        return Ok(false);
+    };
+    let repair = keep::Repair {
+        engine: &attached.engine,
+        snapshotter: &attached.snapshotter,
+        client,
+        want,
+        events,
+        state_dir: locks,
+        managed_by: AGENT,
+        room: None,
+    };
+    let mut sound = keep::Sound::default();
+    let repaired = Box::pin(repair.image(reference, &record, &mut sound)).await?;
+    match repaired.error {
+        Some(error) => Err(error.with_kind(Kind::StoreDamaged).retry(true)),
+        None => Ok(repaired.verdict == keep::Verdict::Repaired),
+    }
 }
 
 /// Before a tag moves: what it points at now is kept for a rollback.
