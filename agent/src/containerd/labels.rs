@@ -36,6 +36,10 @@ pub const PREVIOUS: &str = "io.edgepull.previous";
 pub const PREVIOUS_SINCE: &str = "io.edgepull.previous-since";
 /// On a config: what was known when the image's bytes were last judged and found right.
 pub const PROOF: &str = "io.edgepull.proof";
+/// The container tries an image (`smoke`); the value is the boot in which it was made.
+pub const SMOKE: &str = "io.edgepull.smoke";
+/// When at the latest its maker is done with it (RFC 3339).
+pub const SMOKE_UNTIL: &str = "io.edgepull.smoke-until";
 
 const GC_CONTENT: &str = "containerd.io/gc.ref.content";
 const GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot";

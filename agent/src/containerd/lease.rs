@@ -288,6 +288,17 @@ impl Engine {
         Ok(found.into_iter().map(|lease| lease.id).collect())
     }
 
+    /// Deletes every lease of ours with this hash, whichever generation.
+    pub async fn drop_leases_of(&self, hash: &str) -> Result<()> {
+        for lease in self
+            .leases(&format!("labels.\"{LEASE_LABEL}\"=={hash}"))
+            .await?
+        {
+            self.delete_lease(&lease.id, false).await?;
+        }
+        Ok(())
+    }
+
     /// Deletes a lease of ours, without waiting for a garbage collection; that it is gone
     /// is as good.
     pub async fn drop_lease(&self, id: &str) -> Result<()> {

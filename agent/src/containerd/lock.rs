@@ -121,7 +121,9 @@ enum Attempt {
     Stale,
 }
 
-fn writable(directory: &Path) -> Result<PathBuf> {
+/// `directory`, made if it is not there; where it cannot be written, a private one under the
+/// system's temporary one.
+pub(crate) fn writable(directory: &Path) -> Result<PathBuf> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
     // The owner of a process's own directory is its effective user.

@@ -21,6 +21,7 @@ pub mod snapshot;
 pub mod stack;
 pub mod store_source;
 pub mod sync;
+pub mod tasks;
 mod transfer;
 mod writer;
 

@@ -8,8 +8,8 @@ use std::{
 use base64::Engine as _;
 use containerd_client::{
     services::v1::snapshots::{
-        CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
-        snapshots_client::SnapshotsClient,
+        CommitSnapshotRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+        StatSnapshotRequest, snapshots_client::SnapshotsClient,
     },
     types::Mount,
 };
@@ -171,6 +171,44 @@ impl Engine {
                 Error::new(Kind::Internal, "no try was made to prepare a snapshot"),
             )
         }))
+    }
+
+    /// Prepares a container's own writable snapshot `key` on top of an image's; the mounts that
+    /// make it up, in containerd's mount namespace. `parent` is `None` for an image of no layers.
+    pub async fn prepare_container(
+        &self,
+        snapshotter: &str,
+        key: &str,
+        parent: Option<&ChainId>,
+    ) -> Outcome<Vec<Mount>> {
+        let message = PrepareSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            key: key.to_owned(),
+            parent: parent.map(ChainId::to_string).unwrap_or_default(),
+            labels: Labels::new(),
+        };
+        let action = format!("prepare snapshot `{key}`");
+        let answer = self
+            .call(&action, DIRECTORIES, message, |c, r| async move {
+                client(c).prepare(r).await
+            })
+            .await;
+        match answer {
+            Ok(answer) => Ok(answer.mounts),
+            // The answer to a call that was repeated: the key is the caller's alone.
+            Err(failure) if failure.cause == Cause::Exists => {
+                let message = MountsRequest {
+                    snapshotter: snapshotter.to_owned(),
+                    key: key.to_owned(),
+                };
+                self.call(&action, METADATA, message, |c, r| async move {
+                    client(c).mounts(r).await
+                })
+                .await
+                .map(|answer| answer.mounts)
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Commits an unpacked layer. That somebody else committed the same chain first is

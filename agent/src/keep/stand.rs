@@ -121,6 +121,7 @@ pub(super) fn is_layer(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::containerd::labels::Labels;
 
     /// The chain id that stands for `name`.
     fn layer(name: &str) -> String {
@@ -156,12 +157,14 @@ mod tests {
                     image: "r/app:1".to_owned(),
                     snapshotter: "overlayfs".to_owned(),
                     snapshot: "box".to_owned(),
+                    labels: Labels::new(),
                 },
                 Container {
                     id: "c2".to_owned(),
                     image: "r/app:2".to_owned(),
                     snapshotter: "native".to_owned(),
                     snapshot: "by hand".to_owned(),
+                    labels: Labels::new(),
                 },
             ],
         }

@@ -88,7 +88,7 @@ impl Puller<'_> {
             near: &store,
             far: repo,
         };
-        let choice = choose(reference, root, &nearest, want, self.events).await?;
+        let choice = choose(reference.typed(), root, &nearest, want, self.events).await?;
         Ok(if is_artifact(&choice) {
             Found::Artifact(choice)
         } else {
@@ -173,7 +173,7 @@ impl Puller<'_> {
 
 /// Chooses the image below `root`, and says so.
 pub async fn choose(
-    reference: &Reference,
+    typed: &str,
     root: Document,
     source: &dyn Source,
     want: &Want,
@@ -185,7 +185,7 @@ pub async fn choose(
         .complete(source)
         .await?;
     events.emit(&Event::Resolved {
-        reference: reference.typed().to_owned(),
+        reference: typed.to_owned(),
         digest: choice.root.descriptor.digest.clone(),
         manifest: choice.leaf.descriptor.digest.clone(),
         platform: choice

@@ -2,6 +2,7 @@
 //! verified, unpacked, synced and recorded.
 
 mod fetch;
+mod hold;
 pub mod image;
 mod jury;
 pub mod plan;
@@ -11,6 +12,7 @@ mod run;
 mod unpack;
 
 pub use crate::choice::Choice;
+pub use hold::{Held, Holder};
 pub use image::{Found, Puller};
 pub use jury::{Jury, Look};
 pub use present::is_present;

@@ -13,7 +13,7 @@ use super::{
     plan::{Image, unique},
     present::{is_present, records_for},
     room::{self, Need, Room},
-    unpack::Unpacker,
+    unpack::{Unpacker, snapshots_present},
 };
 use crate::{
     containerd::{
@@ -261,7 +261,7 @@ impl Work<'_> {
         let documents = fetch::documents(&ingest, self.images).await?;
         let mut present = Vec::with_capacity(self.images.len());
         for image in self.images {
-            present.push(self.snapshots_present(lease, image).await?);
+            present.push(snapshots_present(self.engine, lease, self.snapshotter, image).await?);
         }
         let needed = unique(
             self.images
@@ -307,29 +307,6 @@ impl Work<'_> {
             warnings,
             proof: found.proof,
         })
-    }
-
-    /// How many of the lowest layers have their snapshots. The highest of them is put
-    /// under the lease, and looked at again: only then nobody can take it away.
-    async fn snapshots_present(&self, lease: &Lease, image: &Image<'_>) -> Result<usize> {
-        for (index, step) in image.steps.iter().enumerate().rev() {
-            if !self
-                .engine
-                .has_snapshot(self.snapshotter, &step.chain)
-                .await?
-            {
-                continue;
-            }
-            lease.add_snapshot(self.snapshotter, &step.chain).await?;
-            if self
-                .engine
-                .has_snapshot(self.snapshotter, &step.chain)
-                .await?
-            {
-                return Ok(index + 1);
-            }
-        }
-        Ok(0)
     }
 
     /// Says what is going to be done; returns what is to be fetched.

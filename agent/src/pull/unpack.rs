@@ -23,6 +23,26 @@ use crate::{
 /// Times that one layer is begun again after containerd went away below it.
 const RESTARTS: u32 = 3;
 
+/// How many of the lowest layers of `image` have their snapshots. The highest of them is put
+/// under the lease, and looked at again: only then nobody can take it away.
+pub(super) async fn snapshots_present(
+    engine: &Engine,
+    lease: &Lease,
+    snapshotter: &str,
+    image: &Image<'_>,
+) -> Result<usize> {
+    for (index, step) in image.steps.iter().enumerate().rev() {
+        if !engine.has_snapshot(snapshotter, &step.chain).await? {
+            continue;
+        }
+        lease.add_snapshot(snapshotter, &step.chain).await?;
+        if engine.has_snapshot(snapshotter, &step.chain).await? {
+            return Ok(index + 1);
+        }
+    }
+    Ok(0)
+}
+
 /// Unpacks images; remembers what has to be removed if it is stopped in the middle.
 #[derive(Debug)]
 pub(super) struct Unpacker<'a> {
@@ -42,6 +62,25 @@ impl Unpacker<'_> {
         present: usize,
         arrivals: &Arrivals,
     ) -> Result<u64> {
+        let written = self.chain(image, present, arrivals).await?;
+        if let Some(top) = image.top() {
+            // The only thing that keeps the snapshots once the lease is gone.
+            let label = (gc_snapshot_key(self.snapshotter), top.to_string());
+            self.lease
+                .engine()?
+                .label_blob(image.choice.config.digest(), Labels::from([label]))
+                .await?;
+        }
+        Ok(written)
+    }
+
+    /// The same for somebody who keeps nothing: nothing but the lease holds the result.
+    pub(super) async fn chain(
+        &self,
+        image: &Image<'_>,
+        present: usize,
+        arrivals: &Arrivals,
+    ) -> Result<u64> {
         let mut written = 0;
         let mut parent: Option<&ChainId> = None;
         for (index, step) in image.steps.iter().enumerate() {
@@ -52,14 +91,6 @@ impl Unpacker<'_> {
                 written += self.layer(step, parent).await?;
             }
             parent = Some(&step.chain);
-        }
-        if let Some(top) = image.top() {
-            // The only thing that keeps the snapshots once the lease is gone.
-            let label = (gc_snapshot_key(self.snapshotter), top.to_string());
-            self.lease
-                .engine()?
-                .label_blob(image.choice.config.digest(), Labels::from([label]))
-                .await?;
         }
         Ok(written)
     }

@@ -237,7 +237,7 @@ impl Job<'_> {
     }
 
     async fn choose(&self, root: Document, source: &dyn Source, want: &Want) -> Result<Choice> {
-        image::choose(self.reference, root, source, want, self.events).await
+        image::choose(self.reference.typed(), root, source, want, self.events).await
     }
 
     async fn pull_layout(&self, to: &LayoutRef, want: &Want, row: &mut Row) -> Result<()> {
