@@ -21,6 +21,8 @@ pub enum Kind {
     NotRunnable,
     /// The label promises one machine, the bytes are for another.
     Mislabelled,
+    /// It ran, and failed.
+    SmokeFailed,
     /// The registry refuses: 401, 403, no credentials.
     Unauthorized,
     /// No such repository, tag, digest or image record.
@@ -50,7 +52,7 @@ pub enum Kind {
 impl Kind {
     /// Every kind, in the order of "worst first" used for the exit code of
     /// several results; those that end before any work come last but one.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Cancelled,
         Self::Internal,
         Self::StoreDamaged,
@@ -64,6 +66,7 @@ impl Kind {
         Self::RateLimited,
         Self::Timeout,
         Self::NotFound,
+        Self::SmokeFailed,
         Self::Mislabelled,
         Self::NotRunnable,
         Self::PlatformMissing,
@@ -80,6 +83,7 @@ impl Kind {
             Self::PlatformMissing => 3,
             Self::NotRunnable => 10,
             Self::Mislabelled => 11,
+            Self::SmokeFailed => 12,
             Self::Unauthorized => 20,
             Self::NotFound => 21,
             Self::RateLimited => 22,
@@ -105,6 +109,7 @@ impl Kind {
             Self::PlatformMissing => "platform_missing",
             Self::NotRunnable => "not_runnable",
             Self::Mislabelled => "mislabelled",
+            Self::SmokeFailed => "smoke_failed",
             Self::Unauthorized => "unauthorized",
             Self::NotFound => "not_found",
             Self::RateLimited => "rate_limited",
@@ -136,6 +141,7 @@ impl Kind {
             Self::PlatformMissing => "d2c9b98197d7c7148b8604c294165780",
             Self::NotRunnable => "0d4fff7a50c809cfbbea2aa413b80588",
             Self::Mislabelled => "d46f6e2589ff85b3998fb2d1fa8b10f2",
+            Self::SmokeFailed => "68dfc3e24937fd49321e807a20c6ca9a",
             Self::Unauthorized => "62c254fdf5b50e08169f67abf8749639",
             Self::NotFound => "2ddddabc78f002ee97666f202f69bfa8",
             Self::RateLimited => "3baa2ca953a470fccd50392ebc16d81d",
@@ -168,6 +174,7 @@ impl Kind {
             | Self::PlatformMissing
             | Self::NotRunnable
             | Self::Mislabelled
+            | Self::SmokeFailed
             | Self::Unauthorized
             | Self::NotFound
             | Self::InvalidContent

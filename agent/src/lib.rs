@@ -30,6 +30,7 @@ pub mod registry;
 pub mod resolve;
 pub mod schedule;
 pub mod session;
+pub mod smoke;
 pub mod source;
 pub mod status;
 mod table;

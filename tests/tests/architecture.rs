@@ -83,7 +83,7 @@ const LAYERS: &[&[&str]] = &[
     &["registry", "containerd", "layout", "resolve", "desired"],
     &["proof"],
     &["pull", "config", "asked", "reconcile"],
-    &["keep", "session"],
+    &["keep", "session", "smoke"],
     &["status", "metrics"],
     &["daemon"],
     &["cli"],

@@ -11,14 +11,16 @@ Exit codes:
   1 internal             21 not_found             31 store_damaged
   2 usage                22 rate_limited          40 containerd_unavailable
   3 platform_missing     23 unavailable           41 agent_unavailable
-                         24 invalid_content      124 timeout
-                         25 unsupported          130 cancelled
+ 10 not_runnable         24 invalid_content      124 timeout
+ 11 mislabelled          25 unsupported          130 cancelled
+ 12 smoke_failed
 
 Examples:
   edgepull detect                         what this host is and what it can run
   edgepull check nginx:1.27               does the reference offer this host an image?
   edgepull explain nginx:1.27             every entry of the index, and why (not)
   edgepull pull --pin nginx:1.27          pre-pull it into containerd, unpacked and pinned
+  edgepull smoke nginx:1.27 --alive 5s    run it for real; is it still alive after 5 s?
   edgepull pull --store oci:./img nginx   the same without containerd and without root";
 
 /// The right container image, already on the edge device.
@@ -158,6 +160,9 @@ pub(crate) enum Verb {
 
     /// Can what REF starts run here? Proof by the bytes of its files; exit code 10 or 11 if not
     Verify(Verify),
+
+    /// Run images for real, and say what comes of it: for CI
+    Smoke(Smoke),
 
     /// Keep declared images on this host: the daemon
     #[command(after_help = "\
@@ -300,6 +305,7 @@ impl Verb {
     pub(crate) fn progress(&self) -> Option<Progress> {
         match self {
             Self::Pull(pull) => Some(pull.progress),
+            Self::Smoke(smoke) => Some(smoke.progress),
             Self::Repair(repair) => Some(repair.progress),
             Self::Export { progress, .. } | Self::Import { progress, .. } => Some(*progress),
             _ => None,
@@ -413,6 +419,49 @@ pub(crate) struct Pull {
 }
 
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+The image is chosen as `pull` does it; what is missing of it is fetched and goes again, and no image
+record is made. The container has no network, no privileges and a read-only root with a tmpfs on
+/tmp, /run and the image's volumes. A platform that this host only emulates is run by its emulator.
+
+Exit code 0 only if all passed; else that of the worst: 10 not_runnable, 12 smoke_failed, 124 timeout.
+A signal is exit code 128 and its number.
+
+Examples:
+  edgepull smoke app:1.4 --platform linux/amd64 --platform linux/arm64 --junit smoke.xml
+  edgepull smoke nginx:1.27 --alive 5s          a service passes if it still runs after 5 s
+  edgepull smoke app:1.4 -- /app --version      another command, instead of the entrypoint, too
+  edgepull smoke oci:./img --timeout 10s")]
+pub(crate) struct Smoke {
+    /// Registry references, `oci:DIR[:TAG|@DIGEST]` or `oci-archive:FILE`
+    #[arg(required = true, value_name = "REF")]
+    pub(crate) references: Vec<String>,
+    #[command(flatten)]
+    pub(crate) platform: PlatformArg,
+    /// How long the program may run before it is killed and has failed
+    #[arg(long, default_value = "60s", value_name = "D", value_parser = time)]
+    pub(crate) timeout: std::time::Duration,
+    /// For services: it passes if it still runs after this long; one that ends earlier is judged by
+    /// its exit code
+    #[arg(long, conflicts_with = "timeout", value_name = "D", value_parser = time)]
+    pub(crate) alive: Option<std::time::Duration>,
+    /// containerd's name of the runtime
+    #[arg(long, default_value = crate::smoke::RUNTIME, value_name = "R")]
+    pub(crate) runtime: String,
+    /// Memory that the container may take: 512M, 2G (powers of 1024)
+    #[arg(long, default_value = "512M", value_name = "SIZE", value_parser = memory)]
+    pub(crate) memory: u64,
+    /// Also write the results as XML in `JUnit`'s form
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) progress: Progress,
+    /// Run this instead of the image's entrypoint and command
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Agent {
     /// One pass over everything that is declared, whatever its time, and the end
     #[arg(long)]
@@ -432,6 +481,16 @@ fn time(text: &str) -> Result<std::time::Duration, String> {
     crate::table::duration(text)
         .filter(|time| !time.is_zero() && *time < LONGEST)
         .ok_or_else(|| "a time reads 90s, 10m or 2h, and is below 24h".to_owned())
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    /// No runtime starts a container with less.
+    const LEAST: u64 = 8 << 20;
+
+    rate(text)
+        .ok()
+        .filter(|bytes| *bytes >= LEAST && i64::try_from(*bytes).is_ok())
+        .ok_or_else(|| "a size reads 512M or 2G, and is at least 8M".to_owned())
 }
 
 fn rate(text: &str) -> Result<u64, String> {

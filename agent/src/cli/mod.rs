@@ -20,6 +20,7 @@ use crate::{
     daemon::journal::Journal,
     error::{Error, Result},
     kind::Kind,
+    smoke::Stop,
 };
 
 /// What a verb ends with: the kinds of its failures, already printed.
@@ -138,7 +139,8 @@ async fn until_stopped(cli: Cli, printer: Printer) -> Result<Failures> {
 
     // The daemon ends in its own way, and its worker with it.
     if matches!(&cli.verb, Verb::Agent(agent) if !agent.once) {
-        return Box::pin(run(cli, printer)).await;
+        let (_nobody, stop) = Stop::new();
+        return Box::pin(run(cli, printer, stop)).await;
     }
     // Both before any work: until then a signal would end the process without a word.
     let listen = |kind| {
@@ -152,14 +154,23 @@ async fn until_stopped(cli: Cli, printer: Printer) -> Result<Failures> {
         Error::new(Kind::Cancelled, format_args!("stopped by {name}"))
             .hint("what was fetched so far is kept; run the same command again to go on")
     };
-    tokio::select! {
-        ended = run(cli, printer) => ended,
-        _ = interrupt.recv() => Err(stopped("SIGINT")),
-        _ = terminate.recv() => Err(stopped("SIGTERM")),
+    // What it runs has to be ended, and taken away.
+    let cleans_up = matches!(cli.verb, Verb::Smoke(_));
+    let (tell, stop) = Stop::new();
+    let mut work = Box::pin(run(cli, printer, stop));
+    let name = tokio::select! {
+        ended = &mut work => return ended,
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    };
+    if cleans_up {
+        tell.send_replace(Some(format!("stopped by {name}")));
+        return work.await;
     }
+    Err(stopped(name))
 }
 
-async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
+async fn run(cli: Cli, printer: Printer, stop: Stop) -> Result<Failures> {
     let rate = match &cli.verb {
         Verb::Pull(pull) => pull.limit_rate,
         _ => None,
@@ -184,6 +195,7 @@ async fn run(cli: Cli, printer: Printer) -> Result<Failures> {
         } => command::check::run(&context, &references, &platform.platforms).await,
         Verb::Pull(pull) => command::pull::run(&context, &pull).await,
         Verb::Verify(verify) => Box::pin(command::verify::run(&context, &verify)).await,
+        Verb::Smoke(smoke) => Box::pin(command::smoke::run(&context, &smoke, stop)).await,
         Verb::Agent(agent) => {
             let global = context.global.clone();
             Box::pin(command::agent::run(&context, &global, &agent)).await

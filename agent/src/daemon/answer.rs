@@ -286,6 +286,7 @@ const fn status_of(kind: Kind) -> StatusCode {
         | Kind::PlatformMissing
         | Kind::NotRunnable
         | Kind::Mislabelled
+        | Kind::SmokeFailed
         | Kind::Unauthorized
         | Kind::RateLimited
         | Kind::Unavailable

@@ -301,6 +301,7 @@ const fn is_of_fetching(kind: Kind) -> bool {
         Kind::PlatformMissing
         | Kind::NotRunnable
         | Kind::Mislabelled
+        | Kind::SmokeFailed
         | Kind::Unauthorized
         | Kind::NotFound
         | Kind::RateLimited

@@ -11,6 +11,7 @@ pub(super) mod pull;
 pub(super) mod release;
 pub(super) mod repair;
 mod row;
+pub(super) mod smoke;
 pub(super) mod status;
 mod told;
 mod verdict;

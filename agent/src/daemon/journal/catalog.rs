@@ -61,6 +61,11 @@ const fn of_kind(kind: Kind) -> (&'static str, &'static str) {
             "@EDGEPULL_REFERENCE@ says that it is for this host, and its bytes are for another\n\
              machine. Ask its publisher to correct it.",
         ),
+        Kind::SmokeFailed => (
+            "an image was run and failed",
+            "@EDGEPULL_REFERENCE@ can be started here; its program ended with a failure, which the\n\
+             message has. `edgepull smoke @EDGEPULL_REFERENCE@` runs it again and shows what it prints.",
+        ),
         Kind::Unauthorized => (
             "a registry refused access",
             "Put credentials that may read @EDGEPULL_REFERENCE@ into /etc/edgepull/auth.json\n\
