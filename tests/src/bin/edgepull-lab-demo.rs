@@ -66,6 +66,11 @@ fn main() -> ExitCode {
         )
         && demo.runs(&daemon, &hello)
         && demo.says(
+            "Run it for real, shut in, as CI does; nothing of it stays.",
+            &["smoke", &hello],
+            0,
+        )
+        && demo.says(
             "Again: one request, nothing written.",
             &["pull", "--pin", &hello],
             0,

@@ -123,6 +123,13 @@ impl<'a> Image<'a> {
         self
     }
 
+    /// Any other setting of `config`, such as `Cmd`, `User`, `Volumes`.
+    #[must_use]
+    pub fn setting(mut self, key: &str, value: Value) -> Self {
+        self.run[key] = value;
+        self
+    }
+
     /// Stores config and manifest; the manifest's descriptor, with platform.
     #[track_caller]
     pub fn finish(mut self) -> Value {

@@ -328,7 +328,7 @@ pub fn bare_config_only() -> Layout {
     published(layout, &entries)
 }
 
-fn base_layer<'a>(layout: &'a Layout, arch: &str) -> Layer<'a> {
+pub(super) fn base_layer<'a>(layout: &'a Layout, arch: &str) -> Layer<'a> {
     let busybox = Lab::get().tool(&format!("busybox-{arch}/bin/busybox"));
     let mut layer = Layer::new(layout)
         .dir("bin")
