@@ -12,6 +12,7 @@ pub mod junit;
 mod limits;
 mod output;
 mod place;
+mod report;
 mod rootfs;
 mod run;
 mod spec;
@@ -19,7 +20,8 @@ mod user;
 mod wanted;
 
 pub use classify::Outcome;
-pub use run::{Image, Report, Smoke, Stop};
+pub use report::{Report, Stop};
+pub use run::{Image, Smoke};
 
 use std::time::Duration;
 
