@@ -177,7 +177,7 @@ impl Session {
     /// where it is not known what this host is.
     pub fn jury<'a>(&'a self, want: &'a Want, verify: Verify) -> Option<Jury<'a>> {
         let policy = match (self.config.policy, verify) {
-            (Policy::Off, Verify::Static) => Policy::Elf,
+            (Policy::Off, Verify::Static | Verify::Run) => Policy::Elf,
             (policy, _) => policy,
         };
         Some(Jury {

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 
 use edgepull_tests::agent::{Agent, PATIENCE};
 use edgepull_tests::containerd::Version;
+use edgepull_tests::faulty::Faulty;
 use edgepull_tests::image::{self, AMD64, ARM64, Image, Layer, Layout, host};
 use edgepull_tests::process::wait_for;
 use edgepull_tests::scene::{NAMESPACE, Scene};
+use edgepull_tests::tools::Lab;
 
 /// Blobs that were asked for.
 fn blobs(scene: &Scene) -> usize {
@@ -164,4 +166,55 @@ fn an_image_with_a_wrong_label_and_right_bytes_stays_ready() {
     assert_eq!(image["state"], "ready", "{image:#}");
     assert_eq!(image["pinned"], true, "{image:#}");
     assert_eq!(blobs(&scene), fetched, "{}", scene.registry.transcript());
+}
+
+/// Whatever its bytes promise: it has to run, once.
+#[test]
+fn declared_run_it_has_to_run_before_it_is_ready() {
+    let layout = image::hello();
+    let scene = Scene::new(Version::V1_7, layout);
+    let failing = {
+        let layout = Layout::new();
+        let lab = Lab::get().tool(&format!("busybox-{}/bin/busybox", host().arch));
+        let image = Image::new(&layout, host())
+            .layer(Layer::new(&layout).copy("bin/busybox", 0o755, &lab))
+            .entrypoint(&["/bin/busybox", "sh", "-c", "echo no licence; exit 3"])
+            .finish();
+        image::published(layout, &[image])
+    };
+    let other = Faulty::start(failing, []);
+    let bad = other.reference("lab/bad", "latest");
+    let mut agent = Agent::new(&scene.daemon);
+    agent.declare(
+        "both.toml",
+        &format!(
+            "[[image]]\nreference = \"{}\"\nverify = \"run\"\n\
+             [[image]]\nreference = \"{bad}\"\nverify = \"run\"\n",
+            scene.reference
+        ),
+    );
+    agent.start();
+    agent.wait_state(&scene.reference, "ready");
+    agent.wait_state(&bad, "failed");
+    let failed = agent.image(&bad).unwrap();
+    assert_eq!(failed["error"]["kind"], "smoke_failed", "{failed:#}");
+    assert!(
+        failed["error"]["causes"].to_string().contains("no licence"),
+        "{failed:#}"
+    );
+    agent.wait_quiet();
+    // Once is enough, and nothing of it is left.
+    let tasks = || {
+        let events = scene.daemon.log();
+        events.matches("starting signal loop").count()
+    };
+    let before = tasks();
+    agent.call(["sync", &scene.reference]).run().exits(0);
+    assert_eq!(tasks(), before);
+    let containers = scene
+        .daemon
+        .ctr(NAMESPACE, &["containers", "ls", "-q"])
+        .ok();
+    assert_eq!(containers.text().trim(), "");
+    assert!(scene.daemon.leases(NAMESPACE).is_empty());
 }

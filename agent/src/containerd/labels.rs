@@ -34,6 +34,8 @@ pub const TARGET: &str = "io.edgepull.target";
 pub const PREVIOUS: &str = "io.edgepull.previous";
 /// Since when (RFC 3339).
 pub const PREVIOUS_SINCE: &str = "io.edgepull.previous-since";
+/// On a config: the host that the image ran on when it was declared to be run.
+pub const RAN: &str = "io.edgepull.ran";
 /// On a config: what was known when the image's bytes were last judged and found right.
 pub const PROOF: &str = "io.edgepull.proof";
 /// The container tries an image (`smoke`); the value is the boot in which it was made.

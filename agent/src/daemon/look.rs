@@ -341,7 +341,10 @@ fn is_damaged(remembered: &Remembered) -> bool {
 /// of the same name leaves the one that is here as it is.
 fn is_unfit(error: &serde_json::Value, digest: &Digest) -> bool {
     Error::from_json(error).is_some_and(|error| {
-        let unfit = matches!(error.kind(), Kind::Mislabelled | Kind::NotRunnable);
+        let unfit = matches!(
+            error.kind(),
+            Kind::Mislabelled | Kind::NotRunnable | Kind::SmokeFailed
+        );
         unfit && error.is_about(digest.as_str())
     })
 }

@@ -219,8 +219,9 @@ fn verify(reader: &Reader<'_>, key: &str, value: &Value<'_>) -> Result<Verify, F
     let what = match reader.string(key, value)? {
         "none" => return Ok(Verify::None),
         "static" => return Ok(Verify::Static),
+        "run" => return Ok(Verify::Run),
         other => format!(
-            "`{}` is no way to verify; there are `none` and `static`",
+            "`{}` is no way to verify; there are `none`, `static` and `run`",
             shown(other)
         ),
     };

@@ -35,6 +35,8 @@ pub enum Verify {
     None,
     /// Its bytes are judged at each refresh, also where the policy goes by labels.
     Static,
+    /// The same, and it is run once on this host.
+    Run,
 }
 
 /// Where an image is declared, for people.

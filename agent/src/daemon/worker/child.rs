@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use super::{Answer, Done, Ended, Hello, Job, Pulled, Rechecked, Spent, Work};
+use super::{Answer, Done, Ended, Hello, Job, Pulled, Rechecked, Spent, Work, trial::Trial};
 use crate::{
     choice::Choice,
     config::Config,
@@ -319,7 +319,7 @@ impl Bench {
                     let outcome = image::present(&choice);
                     let look = match job.verify {
                         Verify::None => Look::Once,
-                        Verify::Static => Look::Again,
+                        Verify::Static | Verify::Run => Look::Again,
                     };
                     let mut proven = puller.prove(&choice, outcome.clone(), look).await;
                     if proven.as_ref().is_err_and(Error::is_of_damage)
@@ -340,6 +340,15 @@ impl Bench {
                 }
             };
             let mut warnings = image::warnings(&want, &choice);
+            if job.verify == Verify::Run {
+                let trial = Trial {
+                    attached,
+                    host,
+                    runtime_dir: locks,
+                    events,
+                };
+                warnings.extend(trial.run(reference, &choice, &repo).await?);
+            }
             warnings.extend(outcome.warnings);
             Ok(Pulled {
                 status: outcome.status,

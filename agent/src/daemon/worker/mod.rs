@@ -8,6 +8,7 @@
 
 mod child;
 mod parent;
+mod trial;
 
 use std::{collections::BTreeSet, time::Duration};
 
