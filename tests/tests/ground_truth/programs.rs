@@ -4,25 +4,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A line of `tests/programs/list`.
-pub struct Program {
-    pub name: String,
-    pub architecture: String,
+pub(crate) struct Program {
+    pub(crate) name: String,
+    pub(crate) architecture: String,
     /// The root directory with its loader.
-    pub root: Option<String>,
+    pub(crate) root: Option<String>,
     /// The file tells what it needs, beyond its code.
-    pub tells: bool,
+    pub(crate) tells: bool,
     /// Made by damaging another.
-    pub damaged: bool,
-    pub file: PathBuf,
+    pub(crate) damaged: bool,
+    pub(crate) file: PathBuf,
 }
 
 /// Where the programs and the root directories are.
-pub fn directory(workspace: &Path) -> PathBuf {
+pub(crate) fn directory(workspace: &Path) -> PathBuf {
     std::env::var_os("EDGEPULL_PROGRAMS")
         .map_or_else(|| workspace.join("build/programs"), PathBuf::from)
 }
 
-pub fn read(workspace: &Path) -> Vec<Program> {
+pub(crate) fn read(workspace: &Path) -> Vec<Program> {
     let text = fs::read_to_string(workspace.join("tests/programs/list")).unwrap();
     let built = directory(workspace).join("bin");
     let lines = text.lines().filter(|line| !line.starts_with('#'));

@@ -9,7 +9,7 @@ use super::world::Host;
 
 /// What happened.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Truth {
+pub(crate) enum Truth {
     /// It did what it should, to its end.
     Ran,
     /// It did not: a signal, the kernel's error, who refused, or the exit code.
@@ -29,13 +29,13 @@ impl fmt::Display for Truth {
 }
 
 /// A program on a host.
-pub struct Pair {
-    pub program: String,
-    pub host: String,
-    pub truth: Truth,
-    pub verdict: Verdict,
+pub(crate) struct Pair {
+    pub(crate) program: String,
+    pub(crate) host: String,
+    pub(crate) truth: Truth,
+    pub(crate) verdict: Verdict,
     /// The file tells what it needs.
-    pub tells: bool,
+    pub(crate) tells: bool,
 }
 
 impl fmt::Display for Pair {
@@ -76,7 +76,7 @@ those that looked at the CPU themselves, `exit` is the loader's or emulator's ow
 ";
 
 /// The whole document.
-pub fn write(pairs: &[Pair], hosts: &[Host]) -> String {
+pub(crate) fn write(pairs: &[Pair], hosts: &[Host]) -> String {
     let mut text = HEAD.to_owned();
     summary(&mut text, pairs);
     let mut architectures: Vec<&str> = Vec::new();
@@ -214,7 +214,7 @@ fn verdicts(document: &str) -> BTreeMap<(String, String), String> {
 }
 
 /// What two documents say differently of the same programs on the same hosts.
-pub fn differences(committed: &str, found: &str) -> Vec<String> {
+pub(crate) fn differences(committed: &str, found: &str) -> Vec<String> {
     let (committed, found) = (verdicts(committed), verdicts(found));
     let keys: BTreeSet<_> = committed.keys().chain(found.keys()).collect();
     keys.into_iter()

@@ -27,9 +27,9 @@ enum Runner {
 }
 
 /// A line of `tests/programs/hosts/list`.
-pub struct Host {
-    pub name: String,
-    pub facts: edgepull_platform::Host,
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) facts: edgepull_platform::Host,
     runner: Runner,
     /// For 32-bit programs.
     narrow: Option<Runner>,
@@ -37,17 +37,23 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn is_native(&self) -> bool {
+    pub(crate) fn is_native(&self) -> bool {
         self.native
     }
 
     /// Does it execute programs of that architecture on its cores?
-    pub fn runs(&self, architecture: &str) -> bool {
+    pub(crate) fn runs(&self, architecture: &str) -> bool {
         architecture == self.facts.kernel || architecture == "386" && self.narrow.is_some()
     }
 
+    /// Are 32-bit x86 programs emulated?
+    pub(crate) fn emulates_narrow(&self) -> bool {
+        let runner = self.narrow.as_ref().unwrap_or(&self.runner);
+        matches!(runner, Runner::Emulator(..))
+    }
+
     /// Executes a program in a root directory.
-    pub fn execute(&self, architecture: &str, root: &Path, path: &str) -> Truth {
+    pub(crate) fn execute(&self, architecture: &str, root: &Path, path: &str) -> Truth {
         let runner = match &self.narrow {
             Some(narrow) if architecture == "386" => narrow,
             _ => &self.runner,
@@ -99,7 +105,7 @@ impl Host {
 }
 
 /// The hosts, as recorded.
-pub fn hosts(workspace: &Path) -> Vec<Host> {
+pub(crate) fn hosts(workspace: &Path) -> Vec<Host> {
     let directory = workspace.join("tests/programs/hosts");
     let text = fs::read_to_string(directory.join("list")).unwrap();
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -143,10 +149,10 @@ fn is_like_this(facts: &edgepull_platform::Host) -> bool {
 }
 
 /// The root directories, by name; `none` has programs and no library.
-pub struct Roots(BTreeMap<String, PathBuf>);
+pub(crate) struct Roots(BTreeMap<String, PathBuf>);
 
 impl Roots {
-    pub fn make(directory: &Path, programs: &[Program], hosts: &[Host]) -> Roots {
+    pub(crate) fn make(directory: &Path, programs: &[Program], hosts: &[Host]) -> Roots {
         let mut roots = BTreeMap::new();
         let built = programs::directory(Lab::get().workspace()).join("root");
         let names = programs
@@ -186,7 +192,7 @@ impl Roots {
         Roots(roots)
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0[name].clone()
     }
 }
@@ -225,7 +231,7 @@ fn copy_tree(from: &Path, to: &Path) {
 
 /// What `platform` says of a program in a root directory. There are no links in those, and the
 /// working directory is the root.
-pub fn verdict(host: &edgepull_platform::Host, root: &Path, path: &str) -> Verdict {
+pub(crate) fn verdict(host: &edgepull_platform::Host, root: &Path, path: &str) -> Verdict {
     let find = |path: &[u8]| {
         let path = String::from_utf8_lossy(path).into_owned();
         let file = root.join(path.trim_start_matches('/'));
