@@ -1,9 +1,8 @@
 // enter ROOT PROGRAM [WORDS]: executes PROGRAM with ROOT as the root directory, by itself and by
 // nothing else (a shell, or execvp, would start what the kernel refuses). Where the kernel
-// refuses, it prints the error's name and ends with 126. No core is left, and nothing runs on.
+// refuses, it prints the error's number and ends with 126. No core is left, and nothing runs on.
 #include <errno.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -16,6 +15,6 @@ int main(int count, char **words) {
   }
   alarm(30);
   execve(words[2], words + 2, environment);
-  printf("execve: %s\n", strerrorname_np(errno));
+  printf("execve: %d\n", errno);
   return 126;
 }

@@ -84,7 +84,8 @@ impl Host {
             return Truth::Failed(name.to_string());
         }
         if let Some(error) = text.strip_prefix("execve: ") {
-            return Truth::Failed(error.trim().to_owned());
+            let number = error.trim().parse().unwrap();
+            return Truth::Failed(format!("{:?}", nix::errno::Errno::from_raw(number)));
         }
         assert_ne!(ended.status.code(), Some(125), "{text}");
         let why = text.trim().lines().next_back().unwrap_or_default();
