@@ -43,7 +43,7 @@
 //! | x86 level declared as needed, static or another loader | lower level | unknown: nobody checks |
 //! | `GOARM` above the variant | arm v5, v6 | refused |
 //! | Arm attributes above the variant; no attributes on v5, v6; hard float on v5 | | unknown: they bound, they do not prove |
-//! | `GOARM` 6 or 7 with floating point | 32-bit Arm whose features lack VFP, or VFPv3 | refused |
+//! | `GOARM` 6 or 7 with floating point | 32-bit Arm whose features lack VFP, or `VFPv3` | refused |
 //! | attributes with NEON, VFP, `VFPv3` or `VFPv4` | 32-bit Arm whose features lack it | unknown |
 //! | `GOARM64` above v8.0, or with `lse` | arm64 whose features lack `atomics` | refused |
 //! | the same, or with `crypto` | arm64 whose features lack another, or were not observed | unknown |

@@ -58,7 +58,7 @@ fn recorded_hosts_find_their_own_entry() {
         let document = Edgepull::new(["--sysroot", sysroot.as_str(), "detect"]);
         let document = document.json().run().exits(0).document();
         assert_eq!(document["runs"][0]["how"], "native", "{host}");
-        assert_eq!(document["warnings"].to_string().contains("emulator"), false);
+        assert!(!document["warnings"].to_string().contains("emulator"));
     }
 }
 
@@ -79,19 +79,16 @@ fn windows_is_chosen_by_its_build() {
     ] {
         let args = ["check", &reference, "--platform", wanted];
         let ended = Edgepull::new(args).json().run();
-        let document = match place {
-            Some(place) => {
-                let element = ended.exits(0).element();
-                assert_eq!(element["digest"], digests[place], "{wanted}: {element}");
-                element
-            }
-            None => {
-                let element = ended.exits(3).element();
-                assert_eq!(element["error"]["kind"], "platform_missing", "{wanted}");
-                let offered = element["error"]["offered"].to_string();
-                assert!(offered.contains("10.0.17763.2300"), "{wanted}: {offered}");
-                element
-            }
+        let document = if let Some(place) = place {
+            let element = ended.exits(0).element();
+            assert_eq!(element["digest"], digests[place], "{wanted}: {element}");
+            element
+        } else {
+            let element = ended.exits(3).element();
+            assert_eq!(element["error"]["kind"], "platform_missing", "{wanted}");
+            let offered = element["error"]["offered"].to_string();
+            assert!(offered.contains("10.0.17763.2300"), "{wanted}: {offered}");
+            element
         };
         assert_eq!(document["platform"], wanted, "{document}");
         let args = ["inspect", &reference, "--platform", wanted];

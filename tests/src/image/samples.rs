@@ -173,7 +173,7 @@ pub fn many_systems() -> Layout {
         let layer = Layer::new(&layout).file("Files/hello.txt", 0o644, os_version.as_bytes());
         entries.push(Image::new(&layout, platform).layer(layer).finish());
     }
-    finish(layout, &entries)
+    published(layout, &entries)
 }
 
 /// An index that offers only `linux/s390x`: for no host of the lab.

@@ -21,7 +21,7 @@ fn arm(version: u8, features: &str) -> Host {
     with(&format!("uname_machine=armv{version}l"), &lines)
 }
 
-fn verdict(program: Program, host: &Host) -> String {
+fn verdict(program: &Program, host: &Host) -> String {
     told(&judge(&read(&program.write()), host))
 }
 
@@ -43,9 +43,9 @@ fn extensions_of_arm64() {
         ("v8.0,other", "unknown", "unknown", "unknown"),
     ] {
         let program = || Program::arm64().go(&[&format!("GOARM64={setting}")]);
-        assert_eq!(verdict(program(), &arm64(OLD)), old, "{setting}");
-        assert_eq!(verdict(program(), &arm64(NEW)), new, "{setting}");
-        assert_eq!(verdict(program(), &arm64(LSE)), lse, "{setting}");
+        assert_eq!(verdict(&program(), &arm64(OLD)), old, "{setting}");
+        assert_eq!(verdict(&program(), &arm64(NEW)), new, "{setting}");
+        assert_eq!(verdict(&program(), &arm64(LSE)), lse, "{setting}");
     }
 }
 
@@ -121,7 +121,7 @@ fn floating_point_units_of_arm() {
             "native",
         ),
     ] {
-        let told = verdict(program, &host);
+        let told = verdict(&program, &host);
         assert_eq!(told, wanted, "{name} on {:?}", host.features);
     }
 }
@@ -131,9 +131,9 @@ fn sse2() {
     let old = with("uname_machine=i686", "flags : fpu mmx fxsr sse");
     let new = with("uname_machine=i686", "flags : fpu mmx fxsr sse sse2");
     let program = |setting: &str| Program::i386().go(&[setting]);
-    assert_eq!(verdict(program("GO386=sse2"), &old), "refused Level");
-    assert_eq!(verdict(program("GO386=sse2"), &new), "native");
-    assert_eq!(verdict(program("GO386=softfloat"), &old), "native");
+    assert_eq!(verdict(&program("GO386=sse2"), &old), "refused Level");
+    assert_eq!(verdict(&program("GO386=sse2"), &new), "native");
+    assert_eq!(verdict(&program("GO386=softfloat"), &old), "native");
 }
 
 /// A kernel is built for one page size.
@@ -146,9 +146,9 @@ fn pages_by_the_configuration() {
     };
     assert_eq!(host("16k_pages").page_size, Some(16384));
     let small = || Program::arm64().only_4k();
-    assert_eq!(verdict(small(), &host("16k_pages")), "refused Pages");
-    assert_eq!(verdict(small(), &host("4k_pages")), "native");
-    assert_eq!(verdict(small(), &host("other")), "unknown");
+    assert_eq!(verdict(&small(), &host("16k_pages")), "refused Pages");
+    assert_eq!(verdict(&small(), &host("4k_pages")), "native");
+    assert_eq!(verdict(&small(), &host("other")), "unknown");
 }
 
 /// What is in doubt by itself is refused where its loader is missing, or for other cores.
