@@ -5,6 +5,8 @@
 #                as root
 #   make lint    formatting, clippy, licences and sources, no test
 #   make bench   pulls side by side with containerd's own client
+#   make ground-truth  renews docs/ground-truth*.md: what programs do on CPUs and kernels, and what
+#                edgepull says of them
 #   make soak    hundreds of passes of the daemon with faults at random
 #   make fuzz    every fuzz target for FUZZ_SECONDS (default 20) seconds
 #   make dist    one static file for each target of cross/targets, into dist/TARGET/, checked;
@@ -20,7 +22,7 @@ TOOLS := build/tools
 # What tests/setup unpacked; the tests of the agent look for it in PATH.
 LAB := $(CURDIR)/build/lab
 
-.PHONY: build demo test soak dist reproduce lint bench fuzz deps clean
+.PHONY: build demo test ground-truth soak dist reproduce lint bench fuzz deps clean
 
 build:
 	tests/setup build
@@ -45,9 +47,14 @@ reproduce: dist
 test: export PATH := $(LAB)/containerd-1.6/usr/bin:$(LAB)/runc/usr/sbin:$(LAB)/docker-registry/usr/bin:$(PATH)
 test: deps dist
 	cross/cargo aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf -- test -p edgepull-platform
+	tests/programs/build
 	$(CARGO) build -p edgepull
 	RUST_TEST_THREADS=4 $(CARGO) test --workspace --exclude edgepull-tests
 	tests/scenarios
+
+ground-truth: deps dist
+	tests/programs/build
+	EDGEPULL_GROUND_TRUTH=write $(CARGO) test -p edgepull-tests --test ground_truth --test machines
 
 soak: deps
 	$(CARGO) build -p edgepull

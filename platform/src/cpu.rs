@@ -1,5 +1,7 @@
 //! The text of `/proc/cpuinfo`, and what it says of a CPU.
 
+use std::collections::BTreeSet;
+
 /// A CPU description: one list of keys and values for each processor, and for the tail.
 #[derive(Debug, Default)]
 pub(crate) struct CpuInfo {
@@ -101,6 +103,24 @@ impl CpuInfo {
         } else {
             Shape::Unknown
         }
+    }
+
+    /// What every core has: words that each line of features or flags has. `None` where there is
+    /// no such line, or an empty one, as a kernel without a 32-bit mode writes.
+    pub(crate) fn features(&self) -> Option<BTreeSet<String>> {
+        let key = match self.shape() {
+            Shape::Arm => "features",
+            Shape::X86 => "flags",
+            _ => return None,
+        };
+        let words = |line: &str| -> BTreeSet<String> {
+            line.split_ascii_whitespace().map(str::to_owned).collect()
+        };
+        let common = self
+            .all(key)
+            .map(words)
+            .reduce(|common, line| &common & &line)?;
+        (!common.is_empty()).then_some(common)
     }
 
     /// The processor's name, under any of the keys that Arm kernels have used. A bare number

@@ -67,7 +67,7 @@ pub fn detect(facts: &Facts) -> Result<Host, DetectError> {
         userland: base.userland.clone(),
         kernel: base.kernel.clone(),
         machine: machine(facts, &cpu, &mut findings),
-        page_size: page_size(facts, &mut findings),
+        page_size: page_size(facts, &base.kernel, &mut findings),
         aarch32_el0: aarch32,
         cpu_level: cpu_level.map(ToOwned::to_owned),
         runs: Vec::new(),
@@ -75,6 +75,7 @@ pub fn detect(facts: &Facts) -> Result<Host, DetectError> {
         aarch32_cpus,
         emulated,
         ia32,
+        features: cpu.features().filter(|_| !emulated && !base.foreign_cpu),
         platform,
         handlers: Vec::new(),
         by_extension: Vec::new(),
@@ -177,13 +178,26 @@ fn machine(facts: &Facts, cpu: &CpuInfo, findings: &mut Findings) -> Option<Stri
     Some(name)
 }
 
-fn page_size(facts: &Facts, findings: &mut Findings) -> Option<u64> {
-    let text = facts.probe("AT_PAGESZ")?;
-    let size = text
-        .parse::<u64>()
-        .ok()
-        .filter(|size| size.is_power_of_two() && (4096..=1 << 20).contains(size))?;
-    findings.note("page_size", text, "AT_PAGESZ");
+fn page_size(facts: &Facts, kernel: &str, findings: &mut Findings) -> Option<u64> {
+    let told = facts.probe("AT_PAGESZ").and_then(|text| {
+        let size = text.parse::<u64>().ok()?;
+        (size.is_power_of_two() && (4096..=1 << 20).contains(&size)).then_some(size)
+    });
+    if let Some(size) = told {
+        findings.note("page_size", size.to_string(), "AT_PAGESZ");
+        return Some(size);
+    }
+    // A 64-bit Arm kernel is built for one size, and its configuration says which.
+    let built = [("4k", 4096), ("16k", 16384), ("64k", 65536)]
+        .into_iter()
+        .filter(|_| kernel == "arm64")
+        .find(|(name, _)| facts.probe(&format!("kernel_config_arm64_{name}_pages")) == Some("y"));
+    let (name, size) = built?;
+    findings.note(
+        "page_size",
+        size.to_string(),
+        &format!("CONFIG_ARM64_{}_PAGES", name.to_ascii_uppercase()),
+    );
     Some(size)
 }
 

@@ -41,11 +41,15 @@
 //! | segments of different rights in one page | | unknown |
 //! | x86 level declared as needed, glibc's loader; or `GOAMD64` | lower level | refused; level not observed: unknown |
 //! | x86 level declared as needed, static or another loader | lower level | unknown: nobody checks |
-//! | `GOARM=7` with floating point | arm v5, v6 | refused |
-//! | Arm attributes or `GOARM` above the variant; no attributes on v5, v6; hard float on v5 | | unknown: they bound, they do not prove |
-//! | `GOARM64` above v8.0, or with `lse` | arm64 | unknown |
+//! | `GOARM` above the variant | arm v5, v6 | refused |
+//! | Arm attributes above the variant; no attributes on v5, v6; hard float on v5 | | unknown: they bound, they do not prove |
+//! | `GOARM` 6 or 7 with floating point | 32-bit Arm whose features lack VFP, or `VFPv3` | refused |
+//! | attributes with NEON, VFP, `VFPv3` or `VFPv4` | 32-bit Arm whose features lack it | unknown |
+//! | `GOARM64` above v8.0, or with `lse` | arm64 whose features lack `atomics` | refused |
+//! | the same, or with `crypto` | arm64 whose features lack another, or were not observed | unknown |
+//! | `GO386=sse2` | flags without `sse2` | refused |
 //! | C library for newer kernels | older `kernel_release` | unknown: glibc from 2.36 on does not check |
-//! | interpreter missing; loader missing and not emulated | | refused |
+//! | interpreter missing; loader missing and not emulated | | refused, also what is unknown so far |
 //! | loader's own verdict refused or unknown | | that |
 //! | anything else | 32-bit mode | compat32 |
 //! | anything else | | native; on an emulated userland, emulated |

@@ -48,6 +48,9 @@ const KERNEL_OPTIONS: &[(&str, &str)] = &[
         "CONFIG_IA32_EMULATION_DEFAULT_DISABLED",
         "kernel_config_ia32_emulation_default_disabled",
     ),
+    ("CONFIG_ARM64_4K_PAGES", "kernel_config_arm64_4k_pages"),
+    ("CONFIG_ARM64_16K_PAGES", "kernel_config_arm64_16k_pages"),
+    ("CONFIG_ARM64_64K_PAGES", "kernel_config_arm64_64k_pages"),
 ];
 
 /// Raw facts about a host, from the running system or from a recorded host.

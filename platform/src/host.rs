@@ -1,5 +1,7 @@
 //! The truth about a host, as values.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use crate::binfmt::Handler;
@@ -79,6 +81,10 @@ pub struct Host {
     /// Whether an amd64 kernel starts 32-bit x86 programs; null when only assumed, or off amd64.
     #[serde(skip)]
     pub ia32: Option<bool>,
+    /// What every core has, by the kernel's names (`neon`, `atomics`, `sse2`); null when not observed,
+    /// or where another machine's CPU is described.
+    #[serde(skip)]
+    pub features: Option<BTreeSet<String>>,
     /// The enabled handlers that decide by a file's first bytes.
     #[serde(skip)]
     pub(crate) handlers: Vec<Handler>,
@@ -94,6 +100,11 @@ pub struct Host {
 impl Host {
     /// The name of the document's form.
     pub const SCHEMA: &'static str = "edgepull.host/1";
+
+    /// Whether every core has a feature, by the kernel's name of it. `None`: not observed.
+    pub fn has_feature(&self, name: &str) -> Option<bool> {
+        Some(self.features.as_ref()?.contains(name))
+    }
 
     /// What this host runs on its cores, best first.
     pub fn runs_natively(&self) -> impl Iterator<Item = &Runs> {

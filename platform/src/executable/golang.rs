@@ -53,10 +53,16 @@ impl Go {
         }
     }
 
+    /// The whole value of a setting: `v8.0,lse`.
+    pub fn whole_setting(&self, key: &str) -> Option<&str> {
+        let (_, value) = self.settings.iter().find(|(name, _)| name == key)?;
+        Some(value)
+    }
+
     /// `GOARM`, and whether floating point is computed without a unit for it.
     pub fn arm(&self) -> Option<(u8, bool)> {
         let number = self.setting("GOARM")?.parse().ok()?;
-        let (_, value) = self.settings.iter().find(|(name, _)| name == "GOARM")?;
+        let value = self.whole_setting("GOARM")?;
         // Without a word, 5 means software.
         let soft = value.ends_with(",softfloat") || number == 5 && !value.ends_with(",hardfloat");
         Some((number, soft))

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{BadLine, DEEPEST, Kind, Needs, Script, path};
+use super::{BadLine, DEEPEST, Elf, Kind, Needs, Script, path};
 use crate::binfmt::Handler;
 use crate::host::Host;
 use crate::platform::printable;
@@ -391,7 +391,16 @@ fn with_loader(
     find: &mut dyn FnMut(&[u8]) -> Found,
 ) -> Verdict {
     let program = chain.last().map_or(first, |step| &step.needs);
-    let Some(elf) = program.elf().filter(|_| verdict.runs()) else {
+    // A missing or foreign loader is a proof, also where the program itself is in doubt; but not
+    // where the doubt is whether the kernel reads the file as we do.
+    let open = |elf: &&Elf| {
+        verdict.runs()
+            || matches!(verdict, Verdict::Unknown { .. })
+                && !emulated
+                && program::is_for_cores(elf, host)
+                && elf.fault.is_none()
+    };
+    let Some(elf) = program.elf().filter(open) else {
         return verdict;
     };
     let Some(loader) = elf.interpreter.clone() else {
@@ -428,7 +437,8 @@ fn with_loader(
                 path: loader,
                 needs: *needs,
             });
-            if fits.runs() {
+            let proof = matches!(fits, Verdict::Refused { .. });
+            if fits.runs() || !verdict.runs() && !proof {
                 verdict
             } else {
                 fits.about(&format!("its loader {name}"))

@@ -7,6 +7,7 @@ use crate::host::Host;
 
 mod build;
 mod chains;
+mod features;
 mod files;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod kernel;

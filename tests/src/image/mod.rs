@@ -13,6 +13,6 @@ pub use layout::{Blob, Layout, digest_of};
 pub use programs::{dynamic, nothing, program, programs, static_elf, with_platforms};
 pub use samples::{
     AMD64, ARM_V7, ARM64, HELLO, akraino, apart, arm_busybox_labelled, attested, bare_config_only,
-    big, docker_types, hello, hello_single, host, mislabelled_single, nested, only_s390x,
-    published, schema1, siblings, tricky, windows, zephyr,
+    big, docker_types, hello, hello_single, host, many_systems, mislabelled_single, nested,
+    only_s390x, published, schema1, siblings, tricky, windows, zephyr,
 };

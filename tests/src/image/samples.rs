@@ -155,6 +155,27 @@ pub fn windows() -> Layout {
     published(layout, &entries)
 }
 
+/// What large projects publish: Linux for machines that no lab has, Windows of three builds.
+#[track_caller]
+pub fn many_systems() -> Layout {
+    let layout = Layout::new();
+    let mut entries = Vec::new();
+    for architecture in ["amd64", "arm64", "s390x", "ppc64le", "riscv64", "loong64"] {
+        let layer = Layer::new(&layout).file("hello", 0o755, architecture.as_bytes());
+        let image = Image::new(&layout, Platform::new("linux", architecture, ""));
+        entries.push(image.layer(layer).finish());
+    }
+    for os_version in ["10.0.17763.2300", "10.0.20348.2227", "10.0.26100.1742"] {
+        let platform = Platform {
+            os_version,
+            ..Platform::new("windows", "amd64", "")
+        };
+        let layer = Layer::new(&layout).file("Files/hello.txt", 0o644, os_version.as_bytes());
+        entries.push(Image::new(&layout, platform).layer(layer).finish());
+    }
+    published(layout, &entries)
+}
+
 /// An index that offers only `linux/s390x`: for no host of the lab.
 #[track_caller]
 pub fn only_s390x() -> Layout {

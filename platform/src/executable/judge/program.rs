@@ -16,8 +16,9 @@ pub(super) fn judge(elf: &Elf, size: Option<u64>, host: &Host) -> Verdict {
         abi(elf, host),
         pages(elf, host),
         x86(elf, host),
+        sse2(elf, host),
         arm(elf, host),
-        arm64(elf),
+        arm64(elf, host),
         kernel(elf, host),
     ];
     let mut found: Vec<Verdict> = checks.into_iter().flatten().collect();
@@ -113,6 +114,11 @@ fn mode(elf: &Elf, host: &Host) -> Result<Verdict, Verdict> {
         ("riscv64", "riscv32") | ("mips64", "mips") | ("mips64le", "mipsle") => narrow(elf, host),
         _ => foreign(elf, host),
     })
+}
+
+/// Do the cores run its machine's code, and is nothing else in doubt about how a kernel reads it?
+pub(super) fn is_for_cores(elf: &Elf, host: &Host) -> bool {
+    mode(elf, host).is_ok()
 }
 
 fn foreign(elf: &Elf, host: &Host) -> Verdict {
@@ -300,6 +306,20 @@ fn x86(elf: &Elf, host: &Host) -> Option<Verdict> {
     })
 }
 
+/// Go's runtime computes with floating point before anything else (`runtime.check`), with SSE2
+/// unless it was told not to.
+fn sse2(elf: &Elf, host: &Host) -> Option<Verdict> {
+    let uses = elf.architecture() == Some("386")
+        && elf.go.as_ref().and_then(|go| go.setting("GO386")) == Some("sse2");
+    let lacks = host.has_feature("sse2") == Some(false);
+    (uses && lacks && !host.emulated).then(|| {
+        Verdict::refused(
+            Refusal::Level,
+            "it was built with GO386=sse2, and this CPU has no SSE2: it must be built with GO386=softfloat",
+        )
+    })
+}
+
 fn name_of(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
@@ -314,14 +334,31 @@ fn arm(elf: &Elf, host: &Host) -> Option<Verdict> {
         host.variant.strip_prefix('v')?.parse().ok()?
     };
     let go = elf.go.as_ref().and_then(Go::arm);
-    if let Some((needed, soft)) = go.filter(|(needed, _)| *needed > own) {
-        let text = format!("it was built with GOARM={needed}, and this host is 32-bit Arm v{own}");
-        // Its runtime looks for VFPv3 before anything else; cores before v7 have no such unit.
-        return Some(if needed >= 7 && !soft && own < 7 {
-            Verdict::refused(Refusal::Level, text)
-        } else {
-            Verdict::unknown(text)
-        });
+    // Features as a 32-bit kernel names them; 64-bit ones use other names, and their 32-bit mode
+    // has all of these.
+    let lacks = |name| host.kernel == "arm" && host.has_feature(name) == Some(false);
+    let unit = |number: u8| match number {
+        7.. => lacks("vfpv3") && lacks("vfpv3d16"),
+        _ => lacks("vfp"),
+    };
+    // Its runtime looks for the unit before anything else (`checkgoarm`).
+    if let Some((needed @ 6.., false)) = go
+        && unit(needed)
+    {
+        return Some(Verdict::refused(
+            Refusal::Level,
+            format!(
+                "it was built with GOARM={needed}, and this host's cores have no such floating-point unit"
+            ),
+        ));
+    }
+    // Nor does it get far without its version's atomic operations: LDREX from 6, DMB from 7 on
+    // (`internal/runtime/atomic`).
+    if let Some((needed, _)) = go.filter(|(needed, _)| *needed > own) {
+        return Some(Verdict::refused(
+            Refusal::Level,
+            format!("it was built with GOARM={needed}, and this host is 32-bit Arm v{own}"),
+        ));
     }
     if elf
         .arm
@@ -346,24 +383,94 @@ fn arm(elf: &Elf, host: &Host) -> Option<Verdict> {
         }
         _ => {}
     }
-    (own < 6 && elf.float_abi() == Some(FloatAbi::Hard)).then(|| {
-        Verdict::unknown(format!(
+    let hard = elf.float_abi() == Some(FloatAbi::Hard);
+    if own < 6 && hard && host.has_feature("vfp") != Some(true) {
+        return Some(Verdict::unknown(format!(
             "it needs a floating-point unit (hard float), which cores of 32-bit Arm v{own} rarely have"
-        ))
-    })
+        )));
+    }
+    let unit = elf.arm.as_ref().and_then(|attributes| {
+        if attributes.simd_arch.is_some_and(|simd| simd > 0) && lacks("neon") {
+            return Some("NEON");
+        }
+        match attributes.fp_arch? {
+            1 | 2 if lacks("vfp") => Some("VFP"),
+            3 | 4 if lacks("vfpv3") && lacks("vfpv3d16") => Some("VFPv3"),
+            5 | 6 if lacks("vfpv4") => Some("VFPv4"),
+            _ => None,
+        }
+    })?;
+    Some(Verdict::unknown(format!(
+        "some of its code uses {unit}, which this host's cores lack: it crashes if that code is used"
+    )))
 }
 
-fn arm64(elf: &Elf) -> Option<Verdict> {
-    if elf.architecture() != Some("arm64") {
+/// What `GOARM64` asks for, by the kernel's names, as far as a program can see it (the mandatory
+/// features of each version of the architecture that have a `HWCAP`).
+const GOARM64: &[(&str, &[&str])] = &[
+    ("v8.1", &["atomics", "crc32", "asimdrdm"]),
+    ("v8.2", &["dcpop"]),
+    ("v8.3", &["jscvt", "fcma", "lrcpc"]),
+    ("v8.4", &["asimddp", "flagm", "ilrcpc", "uscat", "dit"]),
+    ("v8.5", &["flagm2", "frint", "sb"]),
+    ("v9.0", &["sve", "sve2"]),
+];
+
+fn arm64(elf: &Elf, host: &Host) -> Option<Verdict> {
+    if elf.architecture() != Some("arm64") || host.emulated {
         return None;
     }
-    let settings = elf.go.as_ref().map(|go| go.settings.as_slice())?;
-    let (_, value) = settings
-        .iter()
-        .find(|(name, value)| name == "GOARM64" && value != "v8.0")?;
-    Some(Verdict::unknown(format!(
-        "it was built with GOARM64={value}, and which extensions this host's cores have is not known"
-    )))
+    let value = elf.go.as_ref()?.whole_setting("GOARM64")?;
+    let mut words = value.split(',');
+    let version = words.next().unwrap_or_default();
+    let mut needed: Vec<&str> = Vec::new();
+    for word in words {
+        match word {
+            "lse" => needed.push("atomics"),
+            "crypto" => needed.extend(["aes", "pmull", "sha1", "sha2"]),
+            _ => {
+                return Some(Verdict::unknown(format!(
+                    "it was built with GOARM64={}, whose meaning is not known",
+                    printable(value)
+                )));
+            }
+        }
+    }
+    if version != "v8.0" {
+        let Some(last) = GOARM64.iter().position(|(name, _)| *name == version) else {
+            return Some(Verdict::unknown(format!(
+                "it was built with GOARM64={}, and whether this host's cores have all of that is not known",
+                printable(value)
+            )));
+        };
+        needed.extend(GOARM64.iter().take(last + 1).flat_map(|(_, names)| *names));
+    }
+    if needed.is_empty() {
+        return None;
+    }
+    let Some(features) = &host.features else {
+        return Some(Verdict::unknown(format!(
+            "it was built with GOARM64={value}, and which extensions this host's cores have was not observed"
+        )));
+    };
+    let missing: Vec<&str> = needed
+        .into_iter()
+        .filter(|name| !features.contains(*name))
+        .collect();
+    let text = format!(
+        "it was built with GOARM64={value}, and this host's cores lack {}",
+        missing.join(", ")
+    );
+    // Its runtime takes locks with these before anything else; of the rest it may use nothing.
+    if missing.contains(&"atomics") {
+        Some(Verdict::refused(Refusal::Level, text))
+    } else if missing.is_empty() {
+        None
+    } else {
+        Some(Verdict::unknown(format!(
+            "{text}; nothing checks that, and it may never use what is missing"
+        )))
+    }
 }
 
 fn kernel(elf: &Elf, host: &Host) -> Option<Verdict> {

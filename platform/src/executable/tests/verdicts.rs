@@ -305,12 +305,12 @@ fn versions_of_arm() {
         (
             "GOARM=7,softfloat",
             Program::arm().go(&["GOARM=7,softfloat"]),
-            &[("arm v6", "unknown"), ("arm v7", "native")],
+            &[("arm v6", "refused Level"), ("arm v7", "native")],
         ),
         (
             "GOARM=6",
             Program::arm().go(&["GOARM=6"]),
-            &[("arm v5", "unknown"), ("arm v6", "native")],
+            &[("arm v5", "refused Level"), ("arm v6", "native")],
         ),
         (
             "before EABI",
