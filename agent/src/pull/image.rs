@@ -244,9 +244,41 @@ pub fn warnings(want: &Want, choice: &Choice) -> Vec<String> {
     warnings
 }
 
+/// To a failure that nothing fits: what the publisher of this very reference would look at
+/// and do. Names are only told; nothing is taken from another tag by itself.
+pub fn advised(error: Error, reference: &Reference) -> Error {
+    if error.kind() != Kind::PlatformMissing {
+        return error;
+    }
+    let missing = error.wanted().first().cloned().unwrap_or_default();
+    let mut parts = missing.split('/');
+    let (os, architecture) = (parts.next(), parts.next());
+    let built = |name: &&String| name.starts_with("linux/") && !name.contains("(artifact)");
+    let Some(architecture) = architecture
+        .filter(|_| os == Some("linux") && error.offered().iter().any(|name| built(&name)))
+    else {
+        return error;
+    };
+    let error = error.because(
+        "a list has what its publisher put into it: a build that failed, or a tool that skips what it does not find (manifest-tool's `--ignore-missing`), takes a platform out without a word",
+    );
+    // As `akraino/validation` names them: LAYER-ARCH-VERSION beside LAYER-VERSION.
+    let Some((layer, version)) = reference.tag().and_then(|tag| tag.rsplit_once('-')) else {
+        return error;
+    };
+    if [layer, version].contains(&"") || layer.split('-').any(|word| word == architecture) {
+        return error;
+    }
+    error.hint_also(format_args!(
+        "where each architecture has a tag of its own, its name may be `{layer}-{architecture}-{version}`: `edgepull inspect {}:{layer}-{architecture}-{version}` shows whether that was built",
+        reference.repository()
+    ))
+}
+
 /// The failure of a pull, with what it was about.
 pub fn named(error: Error, reference: &Reference, platform: &str, host: Option<&Host>) -> Error {
     let typed = reference.typed();
+    let error = advised(error, reference);
     let error = if error.message().starts_with("cannot pull") {
         error
     } else {
