@@ -7,6 +7,8 @@
 //! come up. The worker is the same program, started with the same arguments.
 
 mod child;
+mod deliver;
+mod hook;
 mod parent;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -15,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{child::serve, parent::Worker};
 use crate::{
-    desired::Verify,
+    desired::{Artifact, Verify},
     error::{Error, Result},
     event::Event,
     kind::Kind,
@@ -41,6 +43,8 @@ pub struct Job {
     pub pin: bool,
     pub keep_previous: usize,
     pub verify: Verify,
+    /// Files that are kept, instead of an image.
+    pub artifact: Option<Artifact>,
 }
 
 /// What to do with it.
@@ -70,7 +74,8 @@ pub struct Pulled {
     pub manifest: Digest,
     /// The platform that its label names.
     pub platform: Option<String>,
-    pub snapshotter: String,
+    /// Of an image.
+    pub snapshotter: Option<String>,
     pub bytes: Bytes,
     pub warnings: Vec<String>,
 }

@@ -40,6 +40,7 @@ arch = "amd64"
             pin: false,
             keep_previous: 3,
             verify: Verify::Static,
+            artifact: None,
             only: Only {
                 arch: Some(vec!["arm64".to_owned(), "arm".to_owned()]),
                 model: Some("Raspberry Pi 4*".to_owned()),
