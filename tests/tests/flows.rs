@@ -356,6 +356,8 @@ fn a_platform_that_was_dropped_is_reported_for_its_publisher() {
     for error in [&error, &pulled] {
         assert_eq!(error["wanted"][0], "linux/arm64", "{error:#}");
         assert_eq!(error["offered"], serde_json::json!(["linux/amd64"]));
+        let causes = error["causes"].to_string();
+        assert!(causes.contains("without a word"), "{causes}");
         let hint = error["hint"].as_str().unwrap();
         assert!(hint.contains("built for linux/amd64 alone"), "{hint}");
         assert!(hint.contains("build it for linux/arm64"), "{hint}");

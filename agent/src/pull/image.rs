@@ -244,33 +244,33 @@ pub fn warnings(want: &Want, choice: &Choice) -> Vec<String> {
     warnings
 }
 
-/// To a failure that nothing fits: what the publisher of this very reference would look at
-/// and do. Names are only told; nothing is taken from another tag by itself.
+/// To a failure that nothing fits: where the publisher of this very reference may have put
+/// what is missing. Names are only told; nothing is taken from another tag by itself.
 pub fn advised(error: Error, reference: &Reference) -> Error {
     if error.kind() != Kind::PlatformMissing {
         return error;
     }
-    let missing = error.wanted().first().cloned().unwrap_or_default();
-    let mut parts = missing.split('/');
-    let (os, architecture) = (parts.next(), parts.next());
-    let built = |name: &&String| name.starts_with("linux/") && !name.contains("(artifact)");
-    let Some(architecture) = architecture
-        .filter(|_| os == Some("linux") && error.offered().iter().any(|name| built(&name)))
-    else {
-        return error;
+    let words = |platform: &str| -> Option<String> {
+        let rest = platform.strip_prefix("linux/")?;
+        Some(rest.split(['/', ' ']).next()?.to_owned())
     };
-    let error = error.because(
-        "a list has what its publisher put into it: a build that failed, or a tool that skips what it does not find (manifest-tool's `--ignore-missing`), takes a platform out without a word",
-    );
+    let offered: Vec<String> = error.offered().iter().filter_map(|it| words(it)).collect();
+    let missing = error.wanted().first().and_then(|it| words(it));
     // As `akraino/validation` names them: LAYER-ARCH-VERSION beside LAYER-VERSION.
-    let Some((layer, version)) = reference.tag().and_then(|tag| tag.rsplit_once('-')) else {
+    let parts = reference.tag().and_then(|tag| tag.rsplit_once('-'));
+    let (Some(missing), Some((layer, version))) = (missing, parts) else {
         return error;
     };
-    if [layer, version].contains(&"") || layer.split('-').any(|word| word == architecture) {
+    let is_of_one = |word: &str| word == missing || offered.iter().any(|it| it == word);
+    if offered.is_empty()
+        || offered.contains(&missing)
+        || [layer, version].contains(&"")
+        || layer.split('-').chain([version]).any(is_of_one)
+    {
         return error;
     }
     error.hint_also(format_args!(
-        "where each architecture has a tag of its own, its name may be `{layer}-{architecture}-{version}`: `edgepull inspect {}:{layer}-{architecture}-{version}` shows whether that was built",
+        "where each architecture has a tag of its own, its name may be `{layer}-{missing}-{version}`: `edgepull inspect {}:{layer}-{missing}-{version}` shows whether that was built",
         reference.repository()
     ))
 }
