@@ -164,10 +164,11 @@ fn whatever_it_does_not_know_lets_the_pull_go_on() {
     let input = format!("{{\"digest\":\"{digest}\"}}");
     let name = "r.example/a:1";
     let usual = ["-name", name, "-digest", &digest];
+    let much = vec![0xff; 2_000_000];
     for (args, input, why) in [
         (&usual[..], &b"garbage"[..], "no descriptor"),
         (&usual, b"", "no descriptor"),
-        (&usual, &[0xff; 2_000_000], "no descriptor"),
+        (&usual, &much, "no descriptor"),
         (&["-what"], input.as_bytes(), "not understood"),
         (&usual[..2], input.as_bytes(), "no -digest"),
         (
