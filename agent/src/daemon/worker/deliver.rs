@@ -117,7 +117,7 @@ async fn keep(
         });
     }
     let root = repo.get().await?;
-    let choice = image::choose(reference, root, &repo, want, events).await?;
+    let choice = image::choose(reference.typed(), root, &repo, want, events).await?;
     let delivered = artifact::deliver(reference, want, &choice, &repo, &declared.dir).await;
     let delivered = delivered.map_err(|error| {
         // Where a unit may write is its administrator's decision.
