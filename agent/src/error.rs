@@ -194,6 +194,16 @@ impl Error {
         &self.0.offered
     }
 
+    /// One more thing to do, after what the hint says already.
+    #[must_use]
+    pub fn hint_also(mut self, more: impl fmt::Display) -> Self {
+        self.0.hint = Some(match self.0.hint.take() {
+            Some(hint) => format!("{hint}; {more}"),
+            None => more.to_string(),
+        });
+        self
+    }
+
     pub fn hint_text(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }

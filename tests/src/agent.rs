@@ -38,13 +38,24 @@ impl Agent {
     /// Directories for a daemon that works on `containerd`; nothing declared, not started.
     #[track_caller]
     pub fn new(containerd: &Containerd) -> Self {
+        Self::at(containerd.address())
+    }
+
+    /// The same on a device without any engine.
+    #[track_caller]
+    pub fn alone() -> Self {
+        Self::at("/nowhere/containerd.sock".into())
+    }
+
+    #[track_caller]
+    fn at(address: PathBuf) -> Self {
         let dir = Lab::get().run_dir("agent");
         for name in ["images.d", "run", "state"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         let agent = Self {
             dir,
-            address: containerd.address(),
+            address,
             process: None,
             program: vec![Lab::get().edgepull()],
             variables: Vec::new(),

@@ -127,6 +127,11 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
             == fs::read(Target::named(triple).file()).unwrap(),
         "{arch} is not {triple}"
     );
+    let verifier = dir.join("usr/lib/edgepull/image-verifier/edgepull-image-verifier");
+    assert_eq!(
+        fs::canonicalize(verifier).unwrap(),
+        fs::canonicalize(dir.join("usr/bin/edgepull")).unwrap()
+    );
     let conffiles = fs::read_to_string(dir.join("DEBIAN/conffiles")).unwrap();
     assert_eq!(
         conffiles,
@@ -155,7 +160,7 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
         assert!(line.contains(" root/root "), "{line}");
         let mode = line.split(' ').next().unwrap();
         assert!(
-            ["drwxr-xr-x", "-rwxr-xr-x", "-rw-r--r--"].contains(&mode),
+            ["drwxr-xr-x", "-rwxr-xr-x", "-rw-r--r--", "lrwxrwxrwx"].contains(&mode),
             "{line}"
         );
     }

@@ -413,7 +413,7 @@ pub(crate) struct Pull {
     pub(crate) limit_rate: Option<u64>,
     #[arg(long, value_enum, default_value_t)]
     pub(crate) progress: Progress,
-    /// Write an artifact's files here
+    /// Keep an artifact's files here, and a record of them; one directory an artifact, no engine needed
     #[arg(long, value_name = "DIR")]
     pub(crate) artifact_dir: Option<PathBuf>,
 }

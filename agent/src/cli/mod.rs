@@ -5,6 +5,7 @@ mod command;
 mod context;
 mod output;
 mod progress;
+mod verifier;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,9 @@ pub(crate) type Failures = Vec<Kind>;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    if verifier::is_called(std::env::args_os().next().as_ref()) {
+        return verifier::main();
+    }
     let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => {

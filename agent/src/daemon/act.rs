@@ -227,7 +227,7 @@ impl Daemon {
                     digest: pulled.digest.clone(),
                     pinned: seen.pinned,
                     selected_platform: pulled.platform.clone(),
-                    snapshotter: Some(pulled.snapshotter.clone()),
+                    snapshotter: pulled.snapshotter.clone(),
                 };
                 self.handle.board.ready(key, ready, None, now);
             }
@@ -343,6 +343,7 @@ impl Daemon {
             pin: desired.pin,
             keep_previous: desired.keep_previous,
             verify: desired.verify,
+            artifact: desired.artifact.clone(),
         };
         let generation = self.generation;
         let board = self.handle.board.clone();
@@ -524,6 +525,7 @@ mod tests {
             pin: true,
             keep_previous: 0,
             verify: crate::desired::Verify::None,
+            artifact: None,
             origin: crate::desired::Origin {
                 file: "a.txt".into(),
                 line: 1,

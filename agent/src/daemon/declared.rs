@@ -113,6 +113,19 @@ impl Daemon {
             }
         }
         self.handle.board.faults(faults);
+        let moved: Vec<Key> = self
+            .declared
+            .images
+            .iter()
+            .filter(|was| {
+                let now = read.images.iter().find(|now| now.key() == was.key());
+                now.is_some_and(|now| now.artifact != was.artifact)
+            })
+            .map(Desired::key)
+            .collect();
+        for key in &moved {
+            self.observed.remove(key);
+        }
         self.declared.images = read.images;
         let keys: Vec<Key> = self.declared.images.iter().map(Desired::key).collect();
         self.handle.board.desired(&keys, Timestamp::now());

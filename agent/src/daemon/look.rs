@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result},
     keep::observe::{Listing, observe},
     kind::Kind,
+    layout,
     oci::Digest,
     reconcile::{Observed, Remembered},
     status::{Engine, Ready, State},
@@ -37,7 +38,8 @@ impl Daemon {
     pub(super) async fn attach(&mut self) {
         let prunes = self.session.config().prune_after().is_some();
         let mut namespaces: Vec<Option<String>> = vec![None];
-        for desired in &self.declared.images {
+        let images = self.declared.images.iter();
+        for desired in images.filter(|image| image.artifact.is_none()) {
             let name = Some(desired.namespace.clone());
             if !namespaces.contains(&name) {
                 namespaces.push(name);
@@ -108,6 +110,7 @@ impl Daemon {
     /// Looks at what is not known, and writes it down for those who ask. `false` if that was
     /// broken off, and is to be begun again.
     pub(super) async fn observe(&mut self) -> bool {
+        self.observe_files().await;
         if !self.engines.is_reachable() {
             self.wait_for_engine();
             return true;
@@ -127,6 +130,11 @@ impl Daemon {
                 self.stale.remove(&key);
                 continue;
             };
+            if desired.artifact.is_some() {
+                // News came meanwhile.
+                self.observe_files().await;
+                continue;
+            }
             // Declared just now, in a namespace that is to be connected first.
             if !self.engines.knows(&desired.namespace) {
                 return false;
@@ -146,6 +154,42 @@ impl Daemon {
             }
         }
         true
+    }
+
+    /// Looks at what is kept as files, engine or not.
+    async fn observe_files(&mut self) {
+        let now = Timestamp::now();
+        for desired in self.declared.images.clone() {
+            let Some(artifact) = &desired.artifact else {
+                continue;
+            };
+            let key = desired.key();
+            let over = self.blind.get(&key).is_some_and(|it| it.until <= now);
+            if !self.stale.remove(&key) && !over {
+                continue;
+            }
+            match layout::delivered(&artifact.dir).await {
+                Ok(delivery) => {
+                    self.blind.remove(&key);
+                    let told = |it: &layout::Delivery| artifact.hook.is_empty() || it.is_told();
+                    let observed = Observed {
+                        complete: delivery.as_ref().is_some_and(told),
+                        target: delivery.map(|it| it.identity.target_digest),
+                        pinned: desired.pin,
+                        previous: Vec::new(),
+                    };
+                    self.seen(&desired, observed);
+                }
+                Err(error) => self.unseen(&key, &error),
+            }
+        }
+    }
+
+    /// Whether everything that is declared is kept as files, so that there need not be an
+    /// engine.
+    pub(super) fn needs_no_engine(&self) -> bool {
+        let mut images = self.declared.images.iter().peekable();
+        images.peek().is_some() && images.all(|image| image.artifact.is_some())
     }
 
     /// Of this image alone nothing can be said now. That is no failure of a step, so it is
@@ -276,6 +320,7 @@ impl Daemon {
                     snapshotter: self
                         .engines
                         .get(&key.namespace)
+                        .filter(|_| desired.artifact.is_none())
                         .map(|attached| attached.snapshotter.clone()),
                 };
                 let error = remembered.error.clone();
@@ -302,8 +347,9 @@ impl Daemon {
     fn wait_for_engine(&self) {
         let now = Timestamp::now();
         for image in self.handle.board.images() {
-            if !matches!(image.state, State::Failed | State::MissingPlatform) {
-                let key = image.key();
+            let key = image.key();
+            let is_file = self.desired(&key).is_some_and(|it| it.artifact.is_some());
+            if !is_file && !matches!(image.state, State::Failed | State::MissingPlatform) {
                 let why = "the container engine does not answer";
                 self.handle.board.waiting(&key, why, None, now);
             }
@@ -321,7 +367,8 @@ impl Daemon {
         };
         let mut counts = false;
         for desired in &self.declared.images {
-            if desired.namespace == change.namespace && concerns(&change, desired) {
+            let is_image = desired.artifact.is_none() && desired.namespace == change.namespace;
+            if is_image && concerns(&change, desired) {
                 self.stale.insert(desired.key());
                 counts = true;
             }

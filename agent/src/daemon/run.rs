@@ -218,7 +218,7 @@ impl Daemon {
             if !self.observe().await {
                 continue;
             }
-            if self.engines.is_reachable() {
+            if self.engines.is_reachable() || self.needs_no_engine() {
                 for key in std::mem::take(&mut self.dealt) {
                     self.answered(&key);
                 }
@@ -255,7 +255,7 @@ impl Daemon {
         self.misses = Misses::default();
         self.pressed = false;
         let reachable = self.engines.is_reachable();
-        if reachable {
+        if reachable || self.needs_no_engine() {
             let now = Timestamp::now();
             self.handle.board.pass_done(now);
             self.handle.metrics.reconciled(now);

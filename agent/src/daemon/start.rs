@@ -140,8 +140,8 @@ pub async fn once(session: Session, places: Places, config_text: String) -> Resu
     // Also without an engine this is an end in order.
     let closed = daemon.close();
     match daemon.engines.error() {
-        Some(error) => Err(error.clone()),
-        None => closed.map(|()| handle),
+        Some(error) if !daemon.needs_no_engine() => Err(error.clone()),
+        _ => closed.map(|()| handle),
     }
 }
 

@@ -1,12 +1,15 @@
 //! The text of one file of `images.d`. Pure: files are read elsewhere.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path, PathBuf},
+};
 
 use edgepull_platform::Platform;
 use toml::de::DeValue;
 
 use super::{
-    Verify,
+    Artifact, Verify,
     only::{Only, architecture},
 };
 use crate::{
@@ -37,6 +40,7 @@ pub(super) struct Declared {
     pub(super) pin: bool,
     pub(super) keep_previous: usize,
     pub(super) verify: Verify,
+    pub(super) artifact: Option<Artifact>,
     pub(super) only: Only,
 }
 
@@ -51,6 +55,7 @@ impl Declared {
             pin: true,
             keep_previous: 1,
             verify: Verify::None,
+            artifact: None,
             only: Only::default(),
         }
     }
@@ -119,6 +124,7 @@ fn image(
     let named = reference(text).map_err(|what| reader.fault(&key, &value.span(), what))?;
     let line = reader.fault("", &value.span(), "").line;
     let mut image = Declared::new(line, named);
+    let (mut dir, mut hook) = (None, None);
     for (name, span, value) in table.in_order() {
         let key = table.name(name);
         match name {
@@ -138,11 +144,61 @@ fn image(
                 let number = reader.integer(&key, value, 0..MOST_PREVIOUS + 1)?;
                 image.keep_previous = usize::try_from(number).unwrap_or_default();
             }
+            "artifact_dir" => dir = Some((directory(reader, &key, value)?, span)),
+            "hook" => hook = Some((words(reader, &key, value)?, span)),
             "only" => image.only = only(reader, &reader.table(&key, value)?)?,
             _ => return Err(reader.fault(&key, &span, "there is no such key")),
         }
     }
+    let key = |name| table.name(name);
+    match (dir, hook) {
+        (Some((_, at)), _) if image.platforms.len() != 1 || image.platforms == ["host"] => {
+            return Err(reader.fault(
+                &key("artifact_dir"),
+                &at,
+                "a directory holds the artifact of one platform: name it, as in platforms = [\"zephyr/arm/v7\"]",
+            ));
+        }
+        (Some((dir, _)), hook) => {
+            let hook = hook.map(|(hook, _)| hook).unwrap_or_default();
+            image.artifact = Some(Artifact { dir, hook });
+        }
+        (None, Some((_, at))) => {
+            return Err(reader.fault(
+                &key("hook"),
+                &at,
+                "it is called for files in `artifact_dir`, and there is none",
+            ));
+        }
+        (None, None) => {}
+    }
     Ok(image)
+}
+
+/// Where files go is not to depend on where somebody stands.
+fn directory(reader: &Reader<'_>, key: &str, value: &Value<'_>) -> Result<PathBuf, Fault> {
+    let path = Path::new(reader.string(key, value)?);
+    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if !path.is_absolute() || path.parent().is_none() || !path.components().all(plain) {
+        let what = "the path of a directory is wanted, from `/` on and without `..`";
+        return Err(reader.fault(key, &value.span(), what));
+    }
+    // As it is compared: without `/` at its end.
+    Ok(path.components().collect())
+}
+
+fn words(reader: &Reader<'_>, key: &str, value: &Value<'_>) -> Result<Vec<String>, Fault> {
+    let words = reader.strings(key, value)?;
+    let is_whole = |word: &&str| !word.contains('\0');
+    match words.first() {
+        Some(program) if Path::new(program).is_absolute() && words.iter().all(is_whole) => {
+            Ok(words.into_iter().map(str::to_owned).collect())
+        }
+        _ => {
+            let what = "a program is wanted by its path from `/` on, then its arguments: [\"/usr/libexec/notify\", \"now\"]";
+            Err(reader.fault(key, &value.span(), what))
+        }
+    }
 }
 
 fn reference(text: &str) -> Result<Reference, String> {

@@ -122,6 +122,7 @@ impl Directory {
                         pin: declared.pin,
                         keep_previous: declared.keep_previous,
                         verify: declared.verify,
+                        artifact: declared.artifact.clone(),
                         origin: origin.clone(),
                     };
                     let key = desired.key();
@@ -146,6 +147,24 @@ impl Directory {
                                 .hint("`only` says on which hosts an image is wanted"),
                         );
                         return;
+                    }
+                    let holder = read.images.iter().find(|other| shares_dir(other, &desired));
+                    if let Some(holder) = holder {
+                        read.faults.push(
+                            refusal(&origin.file)
+                                .because(format_args!(
+                                    "line {}: `artifact_dir` is that of {} already",
+                                    origin.line, holder.origin
+                                ))
+                                .hint("a directory holds one artifact; give this one another"),
+                        );
+                        read.complete = false;
+                        continue;
+                    }
+                    if desired.artifact.is_some() {
+                        places.insert(key, read.images.len());
+                        read.images.push(desired);
+                        continue;
                     }
                     let record = (key.reference.clone(), key.namespace.clone());
                     let first = *records.entry(record).or_insert(read.images.len());
@@ -172,6 +191,14 @@ impl Source for Directory {
         self.refresh(&mut read);
         self.settle(host, &mut read);
         read
+    }
+}
+
+/// Whether both want their files in the same directory.
+fn shares_dir(one: &Desired, other: &Desired) -> bool {
+    match (&one.artifact, &other.artifact) {
+        (Some(one), Some(other)) => one.dir == other.dir,
+        _ => false,
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Desired {
     /// Earlier targets of the same reference that are kept for a rollback.
     pub keep_previous: usize,
     pub verify: Verify,
+    /// Files that are kept in a directory, instead of an image in an engine.
+    pub artifact: Option<Artifact>,
     pub origin: Origin,
 }
 
@@ -37,6 +39,14 @@ pub enum Verify {
     Static,
     /// The same, and it is run once on this host.
     Run,
+}
+
+/// Where the files of an artifact are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    pub dir: PathBuf,
+    /// A program and its arguments, called when there are new files; empty: nobody is told.
+    pub hook: Vec<String>,
 }
 
 /// Where an image is declared, for people.

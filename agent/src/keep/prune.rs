@@ -272,6 +272,7 @@ mod tests {
             pin: true,
             keep_previous: 1,
             verify: crate::desired::Verify::None,
+            artifact: None,
             origin: Origin {
                 file: "x".into(),
                 line: 1,

@@ -1,10 +1,15 @@
-//! Delivering an artifact: its layers as files in a directory.
+//! Delivering an artifact: its layers and its config as files in a directory, and beside them
+//! a record of what was delivered.
+
+mod record;
 
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
 };
 
+pub use self::record::{Delivery, Identity, RECORD};
+use self::record::{hashes_to, read, write};
 use super::{
     blocking,
     copy::pour,
@@ -23,46 +28,174 @@ const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 const CONFIG_FILE: &str = "config.json";
 /// What file systems take.
 const MAX_NAME: usize = 255;
+/// Names that begin like this are ours: the record, and files that are not whole yet.
+const OURS: &str = ".edgepull";
+
+/// What a delivery came to.
+#[derive(Debug, Clone)]
+pub struct Delivered {
+    /// The files in the manifest's order, the config last.
+    pub files: Vec<PathBuf>,
+    /// Bytes that were fetched, and written.
+    pub fetched: u64,
+    /// Bytes of files that were there already, with the right digest.
+    pub reused: u64,
+    /// The record as it is now.
+    pub delivery: Delivery,
+}
 
 /// Writes every layer of `manifest` as a file in `dir` (made if need be), named by
 /// the base name of its `org.opencontainers.image.title`, or by its digest's
-/// digits where it has none; and the config as `config.json`, unless it is empty.
-/// A layer that is itself called `config.json` keeps that name, and the config
-/// gets its digits.
+/// digits where it has none; and the config, unless it is empty, by its own title,
+/// else as `config.json`. A layer that has the config's name keeps it, and the
+/// config gets its digits.
 ///
-/// All files are fetched and verified before the first one becomes visible; a file
-/// of the same name is replaced. Returns the files in the manifest's order, the
-/// config last.
+/// A file that is there and has the right digest is neither fetched nor written. All
+/// others are fetched, verified and synced before the first one becomes visible; each
+/// then gets its name by a rename, and [`RECORD`] names the whole set last. Then files
+/// of the former record go that this artifact does not have, if they still are what was
+/// delivered. A directory holds one artifact: another repository's, or another
+/// platform's, is refused.
 pub async fn deliver_artifact(
     dir: &Path,
+    identity: &Identity,
     manifest: &Manifest,
     source: &dyn Source,
-) -> Result<Vec<PathBuf>> {
+) -> Result<Delivered> {
     let files = plan(manifest)?;
     let path = dir.to_owned();
-    let root = blocking(move || Dir::create(&path)).await?;
-    let mut ready: Vec<(Temporary, String)> = Vec::with_capacity(files.len());
-    for (number, (name, descriptor)) in files.into_iter().enumerate() {
+    let (root, lock) = blocking(move || {
+        let root = Dir::create(&path)?;
+        let lock = root.lock()?;
+        Ok((root, lock))
+    })
+    .await?;
+    let from = root.clone();
+    let former = blocking(move || read(&from)).await?;
+    if let Some(former) = &former
+        && !former.identity.is_same_artifact(identity)
+    {
+        return Err(taken(dir, former));
+    }
+    let (mut fetched, mut reused) = (0_u64, 0_u64);
+    let mut ready: Vec<(Temporary, String)> = Vec::new();
+    for (number, (name, descriptor)) in files.iter().enumerate() {
+        let (there, file, of) = (root.clone(), name.clone(), (*descriptor).clone());
+        if blocking(move || hashes_to(&there, &file, &of.digest, of.size)).await? {
+            reused = reused.saturating_add(descriptor.size);
+            continue;
+        }
         let root = root.clone();
         // Not made from the title: that may be as long as a name can be.
-        let temporary = format!(".edgepull-{number}");
+        let temporary = format!("{OURS}-{number}");
         let out = blocking(move || root.temporary(&temporary)).await?;
         let out = pour(out, descriptor, source, |_| {}).await?;
         let out = blocking(move || {
+            // Whoever may enter the directory may read what is in it, whatever the umask.
+            out.readable()?;
             out.sync()?;
             Ok(out)
         })
         .await?;
-        ready.push((out, name));
+        fetched = fetched.saturating_add(descriptor.size);
+        ready.push((out, name.clone()));
     }
-    let dir = dir.to_owned();
-    blocking(move || {
-        let mut delivered = Vec::with_capacity(ready.len());
+    let delivery = Delivery::new(identity, &files, former.as_ref(), !ready.is_empty());
+    let delivered = files.iter().map(|(name, _)| dir.join(name)).collect();
+    let delivery = blocking(move || {
         for (out, name) in ready {
             out.publish(&name)?;
-            delivered.push(dir.join(name));
         }
-        Ok(delivered)
+        let delivery = settle(&root, delivery, former.as_ref())?;
+        drop(lock);
+        Ok(delivery)
+    })
+    .await?;
+    Ok(Delivered {
+        files: delivered,
+        fetched,
+        reused,
+        delivery,
+    })
+}
+
+/// Writes the record, then takes away what it says is of no use any more. A crash in
+/// between leaves that to the next delivery.
+fn settle(root: &Dir, mut delivery: Delivery, former: Option<&Delivery>) -> Result<Delivery> {
+    if former != Some(&delivery) {
+        write(root, &delivery)?;
+    }
+    if delivery.leftover.is_empty() {
+        return Ok(delivery);
+    }
+    for file in std::mem::take(&mut delivery.leftover) {
+        // One that somebody changed is theirs now.
+        if hashes_to(root, &file.name, &file.digest, file.size)? {
+            root.unlink(&file.name)?;
+        }
+    }
+    root.sync()?;
+    write(root, &delivery)?;
+    Ok(delivery)
+}
+
+fn taken(dir: &Path, by: &Delivery) -> Error {
+    Error::new(
+        Kind::Usage,
+        format_args!("`{}` holds another artifact", dir.display()),
+    )
+    .because(format_args!(
+        "its {RECORD} says it is of {} for {}",
+        by.identity.repository,
+        by.identity.wanted.join(", ")
+    ))
+    .hint(format_args!(
+        "a directory holds one artifact: name another one, or remove `{}` if its files are not needed",
+        dir.join(RECORD).display()
+    ))
+}
+
+/// What was delivered into `dir`, if there is a record; each file has its size, its bytes
+/// are not looked at.
+pub async fn delivered(dir: &Path) -> Result<Option<Delivery>> {
+    with(dir, Delivery::stands).await
+}
+
+/// The same, with every byte compared.
+pub async fn verified(dir: &Path) -> Result<Option<Delivery>> {
+    with(dir, Delivery::is_sound).await
+}
+
+async fn with(dir: &Path, holds: fn(&Dir, &Delivery) -> Result<bool>) -> Result<Option<Delivery>> {
+    if !dir.is_dir() {
+        return Ok(None);
+    }
+    let path = dir.to_owned();
+    blocking(move || {
+        let root = Dir::open(&path)?;
+        match read(&root)? {
+            Some(delivery) if holds(&root, &delivery)? => Ok(Some(delivery)),
+            _ => Ok(None),
+        }
+    })
+    .await
+}
+
+/// Writes down that whoever is to be told of `delivery` was told, unless another one has
+/// taken its place meanwhile.
+pub async fn notified(dir: &Path, delivery: &Delivery) -> Result<()> {
+    let path = dir.to_owned();
+    let delivery = delivery.clone();
+    blocking(move || {
+        let root = Dir::open(&path)?;
+        let _lock = root.lock()?;
+        match read(&root)? {
+            Some(mut now) if now.identity == delivery.identity => {
+                now.notified = Some(delivery.identity.manifest_digest);
+                write(&root, &now)
+            }
+            _ => Ok(()),
+        }
     })
     .await
 }
@@ -86,7 +219,11 @@ fn plan(manifest: &Manifest) -> Result<Vec<(String, &Descriptor)>> {
         files.push((name, layer));
     }
     if manifest.config.media_type.as_str() != EMPTY_TYPE && manifest.config.size > 0 {
-        let name = [CONFIG_FILE, manifest.config.digest.hex()]
+        let titled = manifest.config.annotation(TITLE).map(base_name);
+        let usual = titled
+            .transpose()?
+            .unwrap_or_else(|| CONFIG_FILE.to_owned());
+        let name = [usual.as_str(), manifest.config.digest.hex()]
             .into_iter()
             .find(|name| !taken.contains(*name));
         // Both taken: then one of the layers is this very blob.
@@ -128,178 +265,11 @@ fn base_name(title: &str) -> Result<String> {
     if name.len() > MAX_NAME {
         return Err(refused("the name is too long"));
     }
-    if name.starts_with(".edgepull-") {
+    if name.starts_with(OURS) {
         return Err(refused("the name is reserved"));
     }
     Ok(name.to_owned())
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-    use crate::{layout::testing::Memory, oci::DocumentKind};
-
-    fn manifest(
-        memory: &mut Memory,
-        config: (&str, &str),
-        layers: &[(Option<&str>, &str)],
-    ) -> Manifest {
-        let config = memory.add(config.0, config.1.to_owned());
-        let layers: Vec<Descriptor> = layers
-            .iter()
-            .map(|(title, content)| {
-                let mut layer = memory.add("application/octet-stream", (*content).to_owned());
-                if let Some(title) = title {
-                    layer
-                        .annotations
-                        .insert(TITLE.to_owned(), (*title).to_owned());
-                }
-                layer
-            })
-            .collect();
-        let json = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers});
-        match memory
-            .document("application/vnd.oci.image.manifest.v1+json", &json)
-            .kind
-        {
-            DocumentKind::Manifest(manifest) => *manifest,
-            DocumentKind::Index(_) => panic!("a manifest was written"),
-        }
-    }
-
-    fn listed(dir: &Path) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(dir)
-            .expect("a directory")
-            .map(|e| e.expect("an entry").file_name().to_string_lossy().into())
-            .collect();
-        names.sort();
-        names
-    }
-
-    #[tokio::test]
-    async fn layers_become_files_by_title_or_digest() {
-        let temporary = tempfile::tempdir().expect("a directory");
-        let dir = temporary.path().join("out");
-        let mut memory = Memory::default();
-        let artifact = manifest(
-            &mut memory,
-            ("application/vnd.x.config+json", r#"{"a":1}"#),
-            &[
-                (Some("build/zephyr.bin"), "code"),
-                (None, "plain"),
-                (Some("./x"), ""),
-            ],
-        );
-        let hex = crate::oci::Digest::of(b"plain").hex().to_owned();
-        for _ in 0..2 {
-            let files = deliver_artifact(&dir, &artifact, &memory)
-                .await
-                .expect("delivered");
-            let expected = ["zephyr.bin", &hex, "x", "config.json"].map(|name| dir.join(name));
-            assert_eq!(files, expected);
-        }
-        assert_eq!(fs::read(dir.join("zephyr.bin")).expect("there"), b"code");
-        assert_eq!(
-            fs::read(dir.join("config.json")).expect("there"),
-            br#"{"a":1}"#
-        );
-        assert_eq!(listed(&dir).len(), 4);
-        // A link of that name is replaced, not written through.
-        fs::write(temporary.path().join("victim"), "untouched").expect("written");
-        fs::remove_file(dir.join("x")).expect("there");
-        std::os::unix::fs::symlink("../victim", dir.join("x")).expect("linked");
-        deliver_artifact(&dir, &artifact, &memory)
-            .await
-            .expect("delivered");
-        assert_eq!(fs::read(dir.join("x")).expect("there"), b"");
-        assert_eq!(
-            fs::read(temporary.path().join("victim")).expect("there"),
-            b"untouched"
-        );
-    }
-
-    #[tokio::test]
-    async fn an_empty_config_is_no_file_and_config_json_may_be_a_layer() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut memory = Memory::default();
-        let empty = manifest(
-            &mut memory,
-            (EMPTY_TYPE, "{}"),
-            &[(Some("config.json"), "model")],
-        );
-        deliver_artifact(dir.path(), &empty, &memory)
-            .await
-            .expect("delivered");
-        assert_eq!(listed(dir.path()), ["config.json"]);
-        let both = manifest(
-            &mut memory,
-            ("x/y", "{ }"),
-            &[(Some("config.json"), "model")],
-        );
-        deliver_artifact(dir.path(), &both, &memory)
-            .await
-            .expect("delivered");
-        assert_eq!(
-            fs::read(dir.path().join("config.json")).expect("there"),
-            b"model"
-        );
-        assert_eq!(listed(dir.path()).len(), 2);
-    }
-
-    #[tokio::test]
-    async fn hostile_names_and_wrong_bytes_deliver_nothing() {
-        let temporary = tempfile::tempdir().expect("a directory");
-        let dir = temporary.path().join("out");
-        let mut memory = Memory::default();
-        let long = "x".repeat(256);
-        for title in [
-            "",
-            "/",
-            ".",
-            "..",
-            "../x",
-            "a/..",
-            "a/../b",
-            "/etc/passwd",
-            "a/",
-            "a\nb",
-            "..\\x",
-            "\u{7f}",
-            ".edgepull-0",
-            &long,
-        ] {
-            let bad = manifest(
-                &mut memory,
-                (EMPTY_TYPE, "{}"),
-                &[(Some("ok"), "a"), (Some(title), "b")],
-            );
-            let error = deliver_artifact(&dir, &bad, &memory)
-                .await
-                .expect_err(title);
-            assert_eq!(error.kind(), Kind::InvalidContent, "{title:?}");
-        }
-        let twice = manifest(
-            &mut memory,
-            (EMPTY_TYPE, "{}"),
-            &[(Some("a/x"), "a"), (Some("b/x"), "b")],
-        );
-        assert!(deliver_artifact(&dir, &twice, &memory).await.is_err());
-        let wrong = manifest(
-            &mut memory,
-            (EMPTY_TYPE, "{}"),
-            &[(Some("a"), "a"), (Some("b"), "b")],
-        );
-        memory.blobs.insert(
-            crate::oci::Digest::of(b"b"),
-            bytes::Bytes::from_static(b"x"),
-        );
-        let error = deliver_artifact(&dir, &wrong, &memory)
-            .await
-            .expect_err("wrong");
-        assert_eq!(error.kind(), Kind::InvalidContent);
-        assert!(listed(&dir).is_empty());
-        assert_eq!(listed(temporary.path()), ["out"]);
-    }
-}
+mod tests;

@@ -105,6 +105,15 @@ impl Temporary {
             .map_err(|error| Error::io("sync", &self.path(), &error))
     }
 
+    /// Lets everybody read it who gets there, whatever the umask.
+    pub(super) fn readable(&self) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+
+        self.file()
+            .and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(0o644)))
+            .map_err(|error| Error::io("write", &self.path(), &error))
+    }
+
     /// The visible step: the synced file gets its name.
     pub(super) fn publish(mut self, name: &str) -> Result<()> {
         self.dir.rename(&self.name, &self.dir, name)?;

@@ -28,7 +28,9 @@ mod testing;
 mod writer;
 
 pub use archive::Archive;
-pub use artifact::deliver_artifact;
+pub use artifact::{
+    Delivered, Delivery, Identity, RECORD, deliver_artifact, delivered, notified, verified,
+};
 pub use chunks::Chunks;
 pub use copy::{Content, CopyStats, PutStats, copy_to_layout};
 pub use entries::Names;

@@ -244,9 +244,41 @@ pub fn warnings(want: &Want, choice: &Choice) -> Vec<String> {
     warnings
 }
 
+/// To a failure that nothing fits: where the publisher of this very reference may have put
+/// what is missing. Names are only told; nothing is taken from another tag by itself.
+pub fn advised(error: Error, reference: &Reference) -> Error {
+    if error.kind() != Kind::PlatformMissing {
+        return error;
+    }
+    let words = |platform: &str| -> Option<String> {
+        let rest = platform.strip_prefix("linux/")?;
+        Some(rest.split(['/', ' ']).next()?.to_owned())
+    };
+    let offered: Vec<String> = error.offered().iter().filter_map(|it| words(it)).collect();
+    let missing = error.wanted().first().and_then(|it| words(it));
+    // As `akraino/validation` names them: LAYER-ARCH-VERSION beside LAYER-VERSION.
+    let parts = reference.tag().and_then(|tag| tag.rsplit_once('-'));
+    let (Some(missing), Some((layer, version))) = (missing, parts) else {
+        return error;
+    };
+    let is_of_one = |word: &str| word == missing || offered.iter().any(|it| it == word);
+    if offered.is_empty()
+        || offered.contains(&missing)
+        || [layer, version].contains(&"")
+        || layer.split('-').chain([version]).any(is_of_one)
+    {
+        return error;
+    }
+    error.hint_also(format_args!(
+        "where each architecture has a tag of its own, its name may be `{layer}-{missing}-{version}`: `edgepull inspect {}:{layer}-{missing}-{version}` shows whether that was built",
+        reference.repository()
+    ))
+}
+
 /// The failure of a pull, with what it was about.
 pub fn named(error: Error, reference: &Reference, platform: &str, host: Option<&Host>) -> Error {
     let typed = reference.typed();
+    let error = advised(error, reference);
     let error = if error.message().starts_with("cannot pull") {
         error
     } else {

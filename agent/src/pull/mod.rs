@@ -1,6 +1,7 @@
 //! The pipeline: from a chosen image in a source to an image in containerd, fetched,
 //! verified, unpacked, synced and recorded.
 
+pub mod artifact;
 mod fetch;
 mod hold;
 pub mod image;

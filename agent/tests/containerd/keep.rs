@@ -40,6 +40,7 @@ fn desired(name: &str, namespace: &str) -> Desired {
         pin: true,
         keep_previous: 0,
         verify: edgepull::desired::Verify::None,
+        artifact: None,
         origin: Origin {
             file: "images.d/test.txt".into(),
             line: 1,

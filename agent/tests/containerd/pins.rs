@@ -339,6 +339,7 @@ fn the_record_of_a_shared_config_is_pinned_while_one_image_needs_it() {
             pin: true,
             keep_previous: 0,
             verify: edgepull::desired::Verify::None,
+            artifact: None,
             origin: Origin {
                 file: "images.d/test.txt".into(),
                 line: 1,

@@ -6,6 +6,7 @@ mod layout;
 mod programs;
 mod push;
 mod samples;
+pub mod seeds;
 
 pub use build::{Image, Platform, media};
 pub use layer::{Layer, Noise};

@@ -364,7 +364,7 @@ pub(super) fn base_layer<'a>(layout: &'a Layout, arch: &str) -> Layer<'a> {
 }
 
 /// `bytes`: the architecture whose busybox goes in.
-fn hello_image(layout: &Layout, platform: Platform, bytes: &str, docker: bool) -> Value {
+pub(super) fn hello_image(layout: &Layout, platform: Platform, bytes: &str, docker: bool) -> Value {
     let shared = Layer::new(layout).dir("etc").file(
         "etc/os-release",
         0o644,

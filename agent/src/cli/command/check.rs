@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     kind::Kind,
     oci::Digest,
+    pull::image,
     resolve::Want,
 };
 
@@ -110,9 +111,13 @@ async fn every(context: &Context, target: &Target, asked: &Asked) -> Result<Vec<
 
 async fn check(target: &Target, want: &Want) -> Result<(Digest, Option<String>)> {
     let resolution = look_up(target, want).await?;
-    let choice = resolution
-        .outcome
-        .map_err(|error| error.reference(target.typed()))?;
+    let choice = resolution.outcome.map_err(|error| {
+        let error = match target {
+            Target::Registry { reference, .. } => image::advised(error, reference),
+            Target::Local { .. } => error,
+        };
+        error.reference(target.typed())
+    })?;
     Ok((
         choice.leaf.descriptor.digest,
         choice.platform.map(|p| p.to_string()),

@@ -20,7 +20,7 @@ use crate::{
     layout::{self, Layout, LayoutKind, LayoutRef},
     oci::{Document, Reference},
     pull::{
-        Choice, Found, Look, Puller,
+        Choice, Found, Look, Puller, Status, artifact,
         image::{self, is_artifact},
     },
     registry::Client,
@@ -33,6 +33,8 @@ use crate::{
 pub(super) enum Store {
     Containerd(Box<Attached>),
     Layout(LayoutRef),
+    /// No engine answers, and this is why; files of artifacts need none.
+    Nowhere(Error),
 }
 
 pub(crate) async fn run(context: &Context, call: &args::Pull) -> Result<Failures> {
@@ -42,10 +44,19 @@ pub(crate) async fn run(context: &Context, call: &args::Pull) -> Result<Failures
         .iter()
         .map(|typed| Context::reference(typed))
         .collect::<Result<Vec<_>>>()?;
-    let store = store(context, &call.store).await?;
+    let store = match store(context, &call.store).await {
+        Err(error)
+            if error.kind() == Kind::ContainerdUnavailable
+                && call.artifact_dir.is_some()
+                && context.named_address.is_none() =>
+        {
+            Store::Nowhere(error)
+        }
+        store => store?,
+    };
     let attached = match &store {
         Store::Containerd(attached) => Some(attached.as_ref()),
-        Store::Layout(_) => None,
+        Store::Layout(_) | Store::Nowhere(_) => None,
     };
     let all = ["all".to_owned()];
     let platforms = if call.all_platforms {
@@ -164,13 +175,62 @@ impl Job<'_> {
     }
 
     async fn pull(&self, want: &Want, row: &mut Row) -> Result<()> {
+        if let Some(dir) = &self.call.artifact_dir
+            && !matches!(self.store, Store::Layout(_))
+            && self.unchanged(dir, want, row).await?
+        {
+            return Ok(());
+        }
         match self.store {
             Store::Containerd(attached) => {
                 row.at(attached);
                 Box::pin(self.pull_containerd(attached, want, row)).await
             }
             Store::Layout(to) => Box::pin(self.pull_layout(to, want, row)).await,
+            Store::Nowhere(error) => Box::pin(self.pull_files(error, want, row)).await,
         }
+    }
+
+    /// Whether the files of the artifact are all there, as its registry has them.
+    async fn unchanged(&self, dir: &Path, want: &Want, row: &mut Row) -> Result<bool> {
+        let repo = self.context.client()?.repository(self.reference);
+        let found = artifact::unchanged(self.reference, &repo, want, dir).await?;
+        let Some(delivery) = found else {
+            return Ok(false);
+        };
+        let identity = delivery.identity;
+        row.index_digest =
+            (identity.target_digest != identity.manifest_digest).then_some(identity.target_digest);
+        row.manifest_digest = Some(identity.manifest_digest);
+        row.selected_platform = identity.platform;
+        row.bytes.reused = delivery.files.iter().map(|file| file.size).sum();
+        let files = delivery.files.iter();
+        row.files = files
+            .map(|file| dir.join(&file.name).display().to_string())
+            .collect();
+        row.status = "present";
+        Ok(true)
+    }
+
+    /// Without an engine only an artifact can be had.
+    async fn pull_files(&self, engine: &Error, want: &Want, row: &mut Row) -> Result<()> {
+        let repo = self.context.client()?.repository(self.reference);
+        let choice = self.choose(repo.get().await?, &repo, want).await?;
+        row.chosen(
+            &choice.root,
+            &choice.leaf,
+            choice.platform.as_ref(),
+            self.context,
+        );
+        let Some(dir) = self
+            .call
+            .artifact_dir
+            .as_ref()
+            .filter(|_| is_artifact(&choice))
+        else {
+            return Err(engine.clone());
+        };
+        self.deliver(dir, want, &choice, &repo, row).await
     }
 
     async fn pull_containerd(&self, attached: &Attached, want: &Want, row: &mut Row) -> Result<()> {
@@ -212,7 +272,7 @@ impl Job<'_> {
             let Some(dir) = &self.call.artifact_dir else {
                 return Err(artifact_needs_dir());
             };
-            return self.deliver(dir, choice, &repo, row).await;
+            return self.deliver(dir, want, choice, &repo, row).await;
         }
         row.ended(puller.fetch(self.reference, &repo, choice).await?);
         Ok(())
@@ -264,7 +324,7 @@ impl Job<'_> {
         if is_artifact(&choice)
             && let Some(dir) = &self.call.artifact_dir
         {
-            self.deliver(dir, &choice, &repo, row).await?;
+            self.deliver(dir, want, &choice, &repo, row).await?;
         }
         let names = layout::Names::of(self.reference);
         let source = InHand {
@@ -316,22 +376,25 @@ impl Job<'_> {
     async fn deliver(
         &self,
         dir: &Path,
+        want: &Want,
         choice: &Choice,
         source: &dyn Source,
         row: &mut Row,
     ) -> Result<()> {
-        let manifest = choice.manifest().ok_or_else(|| {
-            Error::new(Kind::Internal, "an artifact without a manifest was chosen")
-        })?;
-        let files = layout::deliver_artifact(dir, manifest, source).await?;
-        row.bytes.downloaded +=
-            manifest.layers.iter().map(|l| l.size).sum::<u64>() + manifest.config.size;
-        row.bytes.written = row.bytes.downloaded;
-        row.files = files
+        let delivered = artifact::deliver(self.reference, want, choice, source, dir).await?;
+        let (status, bytes) = artifact::outcome(&delivered);
+        row.bytes.downloaded += bytes.downloaded;
+        row.bytes.written += bytes.written;
+        row.bytes.reused += bytes.reused;
+        row.files = delivered
+            .files
             .iter()
             .map(|file| file.display().to_string())
             .collect();
-        row.status = "pulled";
+        row.status = match status {
+            Status::Pulled => "pulled",
+            Status::Present => "present",
+        };
         Ok(())
     }
 }

@@ -210,8 +210,8 @@ impl Voice {
 }
 
 /// What is made once a worker and used by all its jobs.
-struct Bench {
-    session: Session,
+pub(super) struct Bench {
+    pub(super) session: Session,
     attached: HashMap<String, Attached>,
     client: Option<Client>,
     told: Counts,
@@ -264,9 +264,13 @@ impl Bench {
         events.emit(&Event::Resolving {
             reference: job.reference.clone(),
         });
-        let done = match job.work {
-            Work::Pull => self.pull(job, &reference, events).await,
-            Work::Recheck => self.recheck(job, &reference, events).await,
+        let done = match (job.work, &job.artifact) {
+            (Work::Pull, Some(files)) => self.deliver(job, files, &reference, events).await,
+            (Work::Recheck, Some(files)) => {
+                self.recheck_files(job, files, &reference, events).await
+            }
+            (Work::Pull, None) => self.pull(job, &reference, events).await,
+            (Work::Recheck, None) => self.recheck(job, &reference, events).await,
         };
         events.emit(&Event::Finished {
             reference: job.reference.clone(),
@@ -280,10 +284,15 @@ impl Bench {
             let attached = self.session.join(Some(&job.namespace)).await?;
             self.attached.insert(job.namespace.clone(), attached);
         }
-        if self.client.is_none() {
-            self.client = Some(self.session.client()?);
-        }
-        Ok(())
+        self.client().map(drop)
+    }
+
+    pub(super) fn client(&mut self) -> Result<&Client> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => self.session.client()?,
+        };
+        Ok(self.client.insert(client))
     }
 
     async fn pull(&mut self, job: &Job, reference: &Reference, events: &Events) -> Result<Done> {
@@ -355,7 +364,7 @@ impl Bench {
                 digest: choice.target().digest.clone(),
                 manifest: choice.leaf.descriptor.digest.clone(),
                 platform: choice.platform.as_ref().map(ToString::to_string),
-                snapshotter: attached.snapshotter.clone(),
+                snapshotter: Some(attached.snapshotter.clone()),
                 bytes: outcome.bytes,
                 warnings,
             })
@@ -513,7 +522,7 @@ fn artifact() -> Error {
         Kind::Unsupported,
         "the reference offers an artifact here, which is delivered and not unpacked",
     )
-    .hint("`edgepull pull --artifact-dir DIR` delivers it; the daemon keeps images only")
+    .hint("declare it with `artifact_dir = \"/DIR\"`, and its files are kept there; see edgepull-images(5)")
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 //! come up. The worker is the same program, started with the same arguments.
 
 mod child;
+mod deliver;
+mod hook;
 mod parent;
 mod trial;
 
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{child::serve, parent::Worker};
 use crate::{
-    desired::Verify,
+    desired::{Artifact, Verify},
     error::{Error, Result},
     event::Event,
     kind::Kind,
@@ -42,6 +44,8 @@ pub struct Job {
     pub pin: bool,
     pub keep_previous: usize,
     pub verify: Verify,
+    /// Files that are kept, instead of an image.
+    pub artifact: Option<Artifact>,
 }
 
 /// What to do with it.
@@ -71,7 +75,8 @@ pub struct Pulled {
     pub manifest: Digest,
     /// The platform that its label names.
     pub platform: Option<String>,
-    pub snapshotter: String,
+    /// Of an image.
+    pub snapshotter: Option<String>,
     pub bytes: Bytes,
     pub warnings: Vec<String>,
 }

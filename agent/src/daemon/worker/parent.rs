@@ -240,6 +240,7 @@ mod tests {
             pin: true,
             keep_previous: 0,
             verify: crate::desired::Verify::None,
+            artifact: None,
         }
     }
 

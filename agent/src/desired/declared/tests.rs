@@ -40,6 +40,7 @@ arch = "amd64"
             pin: false,
             keep_previous: 3,
             verify: Verify::Static,
+            artifact: None,
             only: Only {
                 arch: Some(vec!["arm64".to_owned(), "arm".to_owned()]),
                 model: Some("Raspberry Pi 4*".to_owned()),
@@ -81,6 +82,33 @@ fn a_fault_has_its_line_and_key_and_says_what_is_wrong() {
         ("namespace = \"-a\"", 3, "image.namespace", "letters"),
         ("refresh = \"59s\"", 3, "image.refresh", "a minute"),
         ("refresh = \"often\"", 3, "image.refresh", "`never`"),
+        (
+            "artifact_dir = \"files\"",
+            3,
+            "image.artifact_dir",
+            "the path of a directory",
+        ),
+        (
+            "artifact_dir = \"/a/../b\"",
+            3,
+            "image.artifact_dir",
+            "without `..`",
+        ),
+        (
+            "artifact_dir = \"/a\"",
+            3,
+            "image.artifact_dir",
+            "one platform",
+        ),
+        (
+            "artifact_dir = \"/a\"\nplatforms = [\"linux/arm64\", \"zephyr/arm/v7\"]",
+            3,
+            "image.artifact_dir",
+            "one platform",
+        ),
+        ("hook = [\"/bin/true\"]", 3, "image.hook", "there is none"),
+        ("hook = [\"true\"]", 3, "image.hook", "from `/` on"),
+        ("hook = []", 3, "image.hook", "from `/` on"),
         ("verify = \"yes\"", 3, "image.verify", "no way to verify"),
         ("keep_previous = 17", 3, "image.keep_previous", "0 to 16"),
         ("keep_previous = -1", 3, "image.keep_previous", "0 to 16"),
@@ -224,4 +252,22 @@ proptest::proptest! {
             proptest::prop_assert_eq!(one, &Declared { line, ..other.clone() });
         }
     }
+}
+
+#[test]
+fn files_of_an_artifact_have_a_place_and_a_hook() {
+    let text = r#"
+[[image]]
+reference = "r.example/fita:1"
+hook = ["/usr/libexec/notify", "a b", ""]
+artifact_dir = "/var/lib//far-edge/"
+platforms = ["zephyr/armv7"]
+"#;
+    let read = toml(text).expect("right");
+    let artifact = Artifact {
+        dir: "/var/lib/far-edge".into(),
+        hook: ["/usr/libexec/notify", "a b", ""].map(str::to_owned).into(),
+    };
+    assert_eq!(read[0].artifact, Some(artifact));
+    assert_eq!(read[0].platforms, ["zephyr/arm/v7"]);
 }

@@ -346,3 +346,27 @@ fn there_are_limits_and_what_is_within_them_counts() {
         read.faults
     );
 }
+
+#[test]
+fn a_directory_is_for_one_artifact_and_a_second_one_is_a_fault() {
+    let mut dir = Dir::new();
+    let declared = |name: &str, place: &str| {
+        format!(
+            "[[image]]\nreference = \"r/{name}:1\"\nplatforms = [\"zephyr/arm/v7\"]\nartifact_dir = \"{place}\"\n"
+        )
+    };
+    dir.write(
+        "a.toml",
+        [
+            declared("a", "/f/1"),
+            declared("b", "/f/1/"),
+            declared("c", "/f/2"),
+        ]
+        .concat(),
+    );
+    let read = dir.read();
+    assert_eq!(read.images.len(), 2, "{:?}", names(&read));
+    assert!(!read.complete);
+    let told = why(&read.faults[0]);
+    assert!(told.contains("line 6") && told.contains("line 2"), "{told}");
+}

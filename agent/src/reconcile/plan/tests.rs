@@ -33,6 +33,7 @@ fn desired(name: &str, refresh: Refresh) -> Desired {
         pin: true,
         keep_previous: 1,
         verify: crate::desired::Verify::None,
+        artifact: None,
         origin: Origin {
             file: "a.toml".into(),
             line: 1,
