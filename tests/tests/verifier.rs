@@ -54,7 +54,10 @@ impl Asking {
         let address = daemon.address();
         fs::write(
             config,
-            format!("[containerd]\naddress = \"{}\"\n", address.display()),
+            format!(
+                "[containerd]\naddress = \"{}\"\nnamespace = \"{NAMESPACE}\"\n",
+                address.display()
+            ),
         )
         .unwrap();
         Self { dir, daemon }
@@ -155,6 +158,30 @@ fn containerd_refuses_what_offers_nothing_for_it_and_pulls_the_rest() {
     let (code, said) = asking.ask(&files, &index.digest);
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("only artifacts are offered"), "{said}");
+}
+
+/// What is unpacked here already has shown its bytes.
+#[test]
+fn what_was_seen_to_be_for_another_machine_is_refused_from_then_on() {
+    let asking = Asking::start();
+    let registry = Faulty::start(image::arm_busybox_labelled(host()), []);
+    let reference = registry.reference("lab/app", "latest");
+    // Before it is here only its label is known.
+    asking.pull(&reference).ok();
+    let refused = asking.pull(&reference);
+    assert_ne!(refused.code, Some(0), "{}", refused.transcript());
+    for part in ["mislabelled", "/bin/busybox"] {
+        assert!(
+            refused.transcript().contains(part),
+            "{}",
+            refused.transcript()
+        );
+    }
+    let left = asking.daemon.snapshots(NAMESPACE);
+    assert!(
+        left.iter().all(|(name, _)| !name.contains("edgepull")),
+        "{left:?}"
+    );
 }
 
 #[test]

@@ -22,13 +22,20 @@ use serde::Deserialize;
 use crate::{
     asked::Asked,
     config::Config,
+    containerd::StoreSource,
+    desired::Verify,
     error::{Error, Result},
+    event::Events,
     kind::Kind,
     oci::{Digest, Document, DocumentKind, Reference},
-    pull::image::{advised, stored},
+    pull::{
+        Look, Puller,
+        image::{self, advised, stored},
+    },
     registry::Client,
-    resolve::{Entry, Resolution, resolve},
+    resolve::{Entry, Picked, Resolution, Want, resolve},
     session::{Attached, Flags, Session},
+    source::Nearest,
 };
 use edgepull_platform::OfferKind;
 
@@ -186,20 +193,72 @@ async fn judge(call: &Call) -> Result<Answer> {
     // Which entry an engine takes, only the engine can say.
     let attached = session.attach(None).await?;
     let want = match session.asked("host", Some(&attached), false)? {
-        Asked::One(want) => *want,
+        Asked::One(want) => Want {
+            // Where bytes are known they count, whatever a single manifest's label says.
+            probation: true,
+            ..*want
+        },
         Asked::All => return Err(Error::new(Kind::Internal, "`host` is one platform")),
     };
     let client = session.client()?;
     let root = document(&attached, &client, call).await?;
-    if matches!(root.kind, DocumentKind::Manifest(_)) {
+    let single = matches!(root.kind, DocumentKind::Manifest(_));
+    let store = StoreSource::new(attached.engine.clone());
+    let repo = client.repository(&call.reference);
+    let nearest = Nearest {
+        near: &store,
+        far: &repo,
+    };
+    let resolution = resolve(root, &nearest, &want).await?;
+    if let Ok(picked) = &resolution.outcome
+        && let Some(refused) = by_bytes(&session, &attached, &client, &want, picked).await?
+    {
+        return Ok(refused);
+    }
+    if single {
         // Its label alone proves nothing: where the bytes fit it is used with a warning.
         return Ok(Answer::Allowed(
             "a single manifest offers one thing, and its label is no proof".to_owned(),
         ));
     }
-    let repo = client.repository(&call.reference);
-    let resolution = resolve(root, &repo, &want).await?;
     Ok(verdict(call, resolution))
+}
+
+/// What the bytes prove against an image that is unpacked here already. Nothing is fetched for it.
+async fn by_bytes(
+    session: &Session,
+    attached: &Attached,
+    client: &Client,
+    want: &Want,
+    picked: &Picked,
+) -> Result<Option<Answer>> {
+    let store = StoreSource::new(attached.engine.clone());
+    let Ok(choice) = picked.clone().complete(&store).await else {
+        return Ok(None);
+    };
+    let events = Events::none();
+    let puller = Puller {
+        engine: &attached.engine,
+        client,
+        snapshotter: &attached.snapshotter,
+        events: &events,
+        state_dir: session.runtime_dir(),
+        managed_by: "verifier",
+        pin: false,
+        unpack: true,
+        room: None,
+        jury: session.jury(want, Verify::None),
+    };
+    if !puller.is_unpacked(&choice).await? {
+        return Ok(None);
+    }
+    let outcome = image::present(&choice);
+    match puller.prove(&choice, outcome, Look::Once).await {
+        Err(error) if matches!(error.kind(), Kind::Mislabelled | Kind::NotRunnable) => {
+            Ok(Some(Answer::Refused(error.kind(), explained(&error))))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// What containerd resolved: out of its store, if it is there already, else by its digest from

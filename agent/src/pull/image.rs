@@ -107,6 +107,19 @@ impl Puller<'_> {
         pull_into(self.engine, &request, self.events, self.state_dir).await
     }
 
+    /// Whether all layers of `choice` are unpacked here, whatever the records say.
+    ///
+    /// # Errors
+    ///
+    /// Where containerd fails, or the image cannot be unpacked at all.
+    pub async fn is_unpacked(&self, choice: &Choice) -> Result<bool> {
+        let image = Image::new(choice, self.unpack)?;
+        match image.top() {
+            Some(top) => self.engine.has_snapshot(self.snapshotter, top).await,
+            None => Ok(false),
+        }
+    }
+
     /// Looks at the bytes of an image that is here ([`Found::Present`]), and adds what they
     /// prove to its outcome.
     ///
