@@ -122,6 +122,14 @@ fn every_host_gets_its_own_of_fita_and_of_akraino() {
         let found = pull(&fita).exits(0).element();
         let expected = own(&fita_registry, "latest", platform);
         assert_eq!(found["manifest_digest"], expected.as_str(), "{name}");
+        let proven = |tag: &str| {
+            let stored = format!("{store}:{tag}");
+            let args = ["--sysroot", &recorded(name), "verify", &stored];
+            let proof = Edgepull::new(args).json().run().exits(0).document();
+            assert_ne!(proof["verdict"], "refused", "{name}: {proof}");
+            assert!(!proof["chain"].as_array().unwrap().is_empty(), "{proof}");
+        };
+        proven("latest");
         if platform == ARM_V7 {
             // Akraino builds for two machines; this one is told what it would take.
             let error = pull(&akraino).fails(3, "platform_missing");
@@ -131,6 +139,7 @@ fn every_host_gets_its_own_of_fita_and_of_akraino() {
         let found = pull(&akraino).exits(0).element();
         let expected = own(&akraino_registry, "os-latest", platform);
         assert_eq!(found["manifest_digest"], expected.as_str(), "{name}");
+        proven("os-latest");
     }
     let daemon = Containerd::start(Version::V2);
     for (triple, platform) in [
@@ -156,6 +165,12 @@ fn every_host_gets_its_own_of_fita_and_of_akraino() {
     call.run().exits(0);
     let said = daemon.run(NAMESPACE, &fita, &[]).ok().text();
     assert_eq!(said.trim(), format!("hello from {}", host().arch));
+    for reference in [&fita, &akraino] {
+        let call = Edgepull::new(["smoke", reference]).json();
+        let tried = call.on(&daemon, NAMESPACE).run().exits(0).element();
+        assert_eq!(tried["outcome"], "passed", "{tried}");
+        assert_eq!(tried["selected_platform"], host().to_string());
+    }
 }
 
 fn assert_files(dir: &Path, version: &str) {

@@ -17,6 +17,7 @@ use crate::{
     containerd::StoreSource,
     error::{Error, Result},
     kind::Kind,
+    layout::LayoutRef,
     oci::{Digest, Document, ImageConfig, Reference},
     proof::{Launch, Policy, Promise, Proof, of_layers, of_snapshot},
     pull::{image::is_artifact, plan::Image},
@@ -92,11 +93,13 @@ fn named(error: Error, typed: &str) -> Error {
 /// The image that the reference stands for: of the engine's store or of a layout, never a
 /// registry's.
 async fn open(context: &Context, typed: &str) -> Result<(Place, Document)> {
-    let target = context.target(typed).await?;
-    let Target::Registry { reference, .. } = &target else {
+    if LayoutRef::parse(typed).is_some() {
+        let target = context.target(typed).await?;
         let root = target.root().await?;
         return Ok((Place::Local(target), root));
-    };
+    }
+    // No registry client: reading the system's CAs alone would cost more than all of this.
+    let reference = &Context::reference(typed)?;
     let attached = context.attach().await?;
     let record = attached.engine.image(&reference.record_name()).await?;
     let record = record.ok_or_else(|| absent(reference, &attached))?;
