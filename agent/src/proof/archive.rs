@@ -31,6 +31,9 @@ use crate::{
 const AHEAD: usize = 2;
 /// The names of all layers together (bytes): more are not held.
 const MOST_NAMES: usize = 64 << 20;
+/// Names that are gone through because layers hide them: a layer may say so for the same ones
+/// again and again.
+const MOST_HIDDEN: usize = 1 << 20;
 /// What is held of one file; what stands behind it cannot be had (bytes).
 const MOST_CONTENT: usize = 32 << 20;
 /// Files on the way: interpreters of interpreters, loaders, twice.
@@ -55,7 +58,7 @@ pub async fn of_layers(
     let mut names = Names::default();
     for (number, layer) in layers.iter().enumerate() {
         names = read(source, layer, move |tar| names.add(number, tar)).await?;
-        if names.bytes > MOST_NAMES {
+        if names.is_too_much() {
             return Ok(Proof::unknown(
                 launch.words(),
                 "the image has too many files to be looked at without unpacking it",
@@ -140,15 +143,22 @@ impl From<Node> for Name {
 struct Names {
     all: BTreeMap<Vec<u8>, Name>,
     bytes: usize,
+    /// Names that were looked at because something hides what is below.
+    hidden: usize,
 }
 
 impl Names {
+    /// More than an image of people has.
+    fn is_too_much(&self) -> bool {
+        self.bytes > MOST_NAMES || self.hidden > MOST_HIDDEN
+    }
+
     fn add(mut self, layer: usize, tar: impl Read) -> Result<Self> {
         let mut entries = LayerEntries::new(tar);
         // What this layer brings stays, whatever it says of what is below.
         let mut own = BTreeSet::new();
         while let Some(entry) = entries.next_entry()? {
-            if self.bytes > MOST_NAMES {
+            if self.is_too_much() {
                 break;
             }
             let (parent, name) = match entry.path.iter().rposition(|byte| *byte == b'/') {
@@ -206,11 +216,14 @@ impl Names {
         }
         let range = (Bound::Included(from.clone()), Bound::Unbounded);
         let below = self.all.range(range);
+        let mut hidden = 0_usize;
         let gone: Vec<Vec<u8>> = below
             .take_while(|(path, _)| path.starts_with(&from))
+            .inspect(|_| hidden = hidden.saturating_add(1))
             .filter(|(path, _)| !kept.contains(*path))
             .map(|(path, _)| path.clone())
             .collect();
+        self.hidden = self.hidden.saturating_add(hidden);
         for path in gone {
             self.all.remove(&path);
         }

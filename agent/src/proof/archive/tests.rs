@@ -169,3 +169,14 @@ async fn a_program_that_is_larger_than_what_is_held_is_judged_by_its_beginning()
     let proof = judged(&[layer(&[file("app", &large)])], "/app").await;
     assert_ne!(proof.verdict.name(), "refused", "{proof:?}");
 }
+
+/// A few kilobytes may say a million times that half a million names are hidden.
+#[tokio::test]
+async fn a_layer_that_hides_the_same_again_and_again_is_given_up() {
+    let mut entries = vec![file("app", &program(AMD64, None))];
+    entries.extend((0..1500).map(|n| entry(&format!("d/{n}"), 0o644, b'0', "", b"")));
+    entries.extend((0..1500).map(|_| entry("d/.wh..wh..opq", 0o644, b'0', "", b"")));
+    let proof = judged(&[layer(&entries)], "/app").await;
+    assert_eq!(proof.verdict.name(), "unknown");
+    assert!(proof.reasons[0].contains("too many files"), "{proof:?}");
+}
