@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::{
     judge::{Proof, prove},
     launch::Launch,
-    tree::{FileNode, Node, Tree},
+    tree::{FileNode, LONGEST, MOST_LINKS, Node, Tree, components},
 };
 use crate::{
     error::{Error, Result},
@@ -30,7 +30,9 @@ use crate::{
 /// Chunks on their way from the source to whoever reads the layer.
 const AHEAD: usize = 2;
 /// The names of all layers together (bytes): more are not held.
-const MOST_NAMES: usize = 64 << 20;
+const MOST_NAMES: usize = 128 << 20;
+/// An entry of a map, about (bytes).
+const ENTRY: usize = 200;
 /// Names that are gone through because layers hide them: a layer may say so for the same ones
 /// again and again.
 const MOST_HIDDEN: usize = 1 << 20;
@@ -132,6 +134,19 @@ struct Name {
     origin: Option<Vec<u8>>,
 }
 
+impl Name {
+    /// What it takes under `path`, about, with its place among the layer's own (bytes).
+    fn weight(&self, path: &[u8]) -> usize {
+        let link = match &self.node {
+            Node::Link(target) => target.len(),
+            _ => 0,
+        };
+        let origin = self.origin.as_ref().map_or(0, Vec::len);
+        let parts = [path.len(), path.len(), link, origin, ENTRY];
+        parts.into_iter().fold(0, usize::saturating_add)
+    }
+}
+
 impl From<Node> for Name {
     fn from(node: Node) -> Self {
         Self { node, origin: None }
@@ -168,12 +183,17 @@ impl Names {
                 ),
                 None => (&b""[..], entry.path.as_slice()),
             };
+            let name = name.to_vec();
+            // Below a loop nothing can be unpacked.
+            let Some(parent) = self.real(parent, &mut own) else {
+                continue;
+            };
             if name == OPAQUE {
-                self.remove_below(parent, &own);
+                self.remove_below(&parent, &own);
                 continue;
             }
             if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-                let hidden = joined(parent, hidden);
+                let hidden = joined(&parent, hidden);
                 if !own.contains(&hidden) {
                     self.all.remove(&hidden);
                 }
@@ -183,7 +203,8 @@ impl Names {
             if entry.path.is_empty() {
                 continue;
             }
-            let name: Name = match entry.kind {
+            let path = joined(&parent, &name);
+            let mut made: Name = match entry.kind {
                 EntryKind::Directory => Node::Directory.into(),
                 EntryKind::File(_) => Node::File(FileNode {
                     // A mode that cannot be read is no proof.
@@ -191,21 +212,77 @@ impl Names {
                     layer: Some(layer),
                 })
                 .into(),
-                EntryKind::Symlink => Node::Link(entry.target).into(),
-                EntryKind::HardLink => self.same(&clean(&entry.target)),
-                EntryKind::Special => Node::Other.into(),
+                // No kernel follows a longer one.
+                EntryKind::Symlink if entry.target.len() <= LONGEST => {
+                    Node::Link(entry.target).into()
+                }
+                EntryKind::HardLink => {
+                    let target = clean(&entry.target);
+                    let (above, name) = match target.iter().rposition(|byte| *byte == b'/') {
+                        Some(at) => target.split_at(at),
+                        None => (&b""[..], target.as_slice()),
+                    };
+                    let above = self.real(above, &mut own).unwrap_or_default();
+                    self.same(&joined(&above, name.strip_prefix(b"/").unwrap_or(name)))
+                }
+                EntryKind::Symlink | EntryKind::Special => Node::Other.into(),
             };
-            if name.node != Node::Directory {
-                self.remove_below(&entry.path, &BTreeSet::new());
+            if made.node != Node::Directory {
+                self.remove_below(&path, &BTreeSet::new());
             }
-            self.bytes = self
-                .bytes
-                .saturating_add(entry.path.len())
-                .saturating_add(64);
-            own.insert(entry.path.clone());
-            self.all.insert(entry.path, name);
+            // Its content is found in the layer by the name that it has there.
+            if path != entry.path && made.origin.is_none() {
+                made.origin = Some(entry.path);
+            }
+            self.bytes = self.bytes.saturating_add(made.weight(&path));
+            own.insert(path.clone());
+            self.all.insert(path, made);
         }
         Ok(self)
+    }
+
+    /// Where the directory `parent` of an entry is: links of the same layer are followed inside the
+    /// root, as unpacking does; over whatever else stands in the way, of this layer or of those
+    /// below, comes a directory. `None`: links without end.
+    fn real(&mut self, parent: &[u8], own: &mut BTreeSet<Vec<u8>>) -> Option<Vec<u8>> {
+        let mut done: Vec<Vec<u8>> = Vec::new();
+        let mut ahead = components(parent);
+        let mut links = 0;
+        while let Some(name) = ahead.pop_front() {
+            match name.as_slice() {
+                b"." => continue,
+                b".." => {
+                    done.pop();
+                    continue;
+                }
+                _ => done.push(name),
+            }
+            let here = done.join(&b'/');
+            match self.all.get(&here).map(|name| &name.node) {
+                None | Some(Node::Directory) => {}
+                Some(Node::Link(target)) if own.contains(&here) => {
+                    links += 1;
+                    if links > MOST_LINKS || here.len() > LONGEST {
+                        return None;
+                    }
+                    if target.starts_with(b"/") {
+                        done.clear();
+                    } else {
+                        done.pop();
+                    }
+                    let mut next = components(target);
+                    next.append(&mut ahead);
+                    ahead = next;
+                }
+                Some(_) => {
+                    let made = Name::from(Node::Directory);
+                    self.bytes = self.bytes.saturating_add(made.weight(&here));
+                    own.insert(here.clone());
+                    self.all.insert(here, made);
+                }
+            }
+        }
+        Some(done.join(&b'/'))
     }
 
     /// Removes what is below a directory, but for what is in `kept`.

@@ -13,14 +13,18 @@ use super::{
 use crate::oci::Digest;
 
 /// Programs that start, and wait for, the command after `--`.
-const INITS: [&str; 6] = [
+const INITS: [&str; 5] = [
     "tini",
     "tini-static",
     "dumb-init",
     "catatonit",
     "docker-init",
-    "dinit",
 ];
+/// Their options that have a value in the next word.
+const WITH_VALUE: [&str; 4] = ["-e", "-p", "-r", "--rewrite"];
+/// Where an interpreter or a loader that is missing is missing: elsewhere something may be mounted
+/// that brings it.
+const SYSTEM: [&[u8]; 4] = [b"bin", b"sbin", b"usr", b"lib"];
 
 /// One file on the way from the entrypoint to what the kernel starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -110,7 +114,8 @@ pub fn prove(launch: &Launch, tree: &mut dyn Tree, layers: &[Digest], host: &Hos
         && let Some(started) = started_by_init(&words)
     {
         match looker.command(started, host) {
-            Ok(judged) => {
+            Ok(mut judged) => {
+                may_be_for_a_shell(&mut judged);
                 let mut inner = looker.proof(judged, words);
                 inner.decisive = inner.decisive.saturating_add(proof.chain.len());
                 inner.chain.splice(0..0, proof.chain);
@@ -140,8 +145,33 @@ fn started_by_init(words: &[String]) -> Option<&str> {
     if !INITS.contains(&name) {
         return None;
     }
-    let mut after = rest.iter().skip_while(|word| *word != "--").skip(1);
-    after.next().map(String::as_str)
+    let mut rest = rest.iter().map(String::as_str);
+    // A `--` behind the command is the command's own.
+    while let Some(word) = rest.next() {
+        match word {
+            "--" => return rest.next(),
+            _ if WITH_VALUE.contains(&word) => drop(rest.next()),
+            _ if word.starts_with('-') => {}
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// An init starts its command by execvp(3), which has a shell read what the kernel does not know.
+fn may_be_for_a_shell(judged: &mut Judged) {
+    let kind = &judged.needs.kind;
+    let text = matches!(
+        kind,
+        FileKind::Text { .. } | FileKind::Empty | FileKind::Zeros | FileKind::Unknown
+    );
+    if let Verdict::Refused { reason, .. } = &judged.judgement.verdict
+        && text
+    {
+        judged.judgement.verdict = Verdict::Unknown {
+            reason: format!("{reason}; the init that starts it may have a shell read it"),
+        };
+    }
 }
 
 /// A file that was judged.
@@ -208,15 +238,17 @@ impl Looker<'_> {
     fn find(&mut self, named: &[u8]) -> Found {
         let asked = self.launch.absolute(named);
         match follow(self.tree, &asked) {
-            Place::File { path, file } => match self.tree.needs(&path) {
+            Place::File { path, file } if file.executable => match self.tree.needs(&path) {
                 Ok(needs) => {
                     self.seen.push((named.to_vec(), path, file));
                     Found::File(Box::new(needs))
                 }
-                Err(_) => Found::NotLooked,
+                Err(_) => Found::Unseen,
             },
-            Place::Nothing => Found::Missing,
-            Place::Unseen(_) => Found::NotLooked,
+            Place::Nothing if is_of_system(&asked) && !self.launch.is_volume(&asked) => {
+                Found::Missing
+            }
+            Place::File { .. } | Place::Nothing | Place::Unseen(_) => Found::Unseen,
         }
     }
 
@@ -261,6 +293,14 @@ impl Looker<'_> {
             layer: layer.cloned(),
         }
     }
+}
+
+/// Below `/bin`, `/sbin`, `/usr` or one of `/lib…`.
+fn is_of_system(path: &[u8]) -> bool {
+    let first = path
+        .split(|byte| *byte == b'/')
+        .find(|name| !name.is_empty());
+    first.is_some_and(|name| SYSTEM.contains(&name) || name.starts_with(b"lib"))
 }
 
 /// A path for people.

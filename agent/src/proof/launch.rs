@@ -16,6 +16,8 @@ pub struct Launch {
     path: Vec<String>,
     /// Absolute.
     directory: String,
+    /// Where something may be mounted.
+    volumes: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -34,6 +36,8 @@ struct WireConfig {
     environment: Option<Vec<String>>,
     #[serde(default, rename = "WorkingDir")]
     directory: Option<String>,
+    #[serde(default, rename = "Volumes")]
+    volumes: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl Launch {
@@ -54,6 +58,12 @@ impl Launch {
             command: wire.command.unwrap_or_default(),
             path: path.split(':').map(str::to_owned).collect(),
             directory: format!("/{}", directory.trim_start_matches('/')),
+            volumes: wire
+                .volumes
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(path, _)| path)
+                .collect(),
         })
     }
 
@@ -88,6 +98,20 @@ impl Launch {
             self.absolute(format!("{directory}/{word}").as_bytes())
         });
         directories.collect()
+    }
+
+    /// Whether it is below a volume that the image declares.
+    pub fn is_volume(&self, path: &[u8]) -> bool {
+        let names = |path: &[u8]| -> Vec<Vec<u8>> {
+            let names = path.split(|byte| *byte == b'/');
+            names
+                .filter(|name| !matches!(*name, b"" | b"."))
+                .map(<[u8]>::to_vec)
+                .collect()
+        };
+        let path = names(path);
+        let mut volumes = self.volumes.iter().map(|volume| names(volume.as_bytes()));
+        volumes.any(|volume| !volume.is_empty() && path.starts_with(&volume))
     }
 
     /// A path as seen from the working directory.

@@ -7,7 +7,10 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -19,11 +22,14 @@ use nix::{
 };
 
 use super::tree::{FileNode, Node, Tree};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    kind::Kind,
+};
 
-/// Says in its one byte `y` that nothing below shows through. Only who may administer the system
-/// sees the first name; without it a hidden file is taken for one that shows.
-const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+/// The names of a mount's attributes, by its option `userxattr`. Of `trusted` ones nobody sees any
+/// who may not administer the system; without them a hidden file is taken for one that shows.
+const PREFIX: [&str; 2] = ["trusted.overlay.", "user.overlay."];
 /// Any of the three rights to execute.
 const EXECUTABLE: u32 = 0o111;
 
@@ -33,11 +39,21 @@ pub(super) struct Layers {
     layers: Vec<Layer>,
 }
 
+/// What a directory or a file of a layer says about itself.
+enum Marked {
+    No,
+    /// Nothing below shows through.
+    Opaque,
+    /// Something that only the kernel follows: its content is elsewhere.
+    Otherwise,
+}
+
 #[derive(Debug)]
 struct Layer {
     root: OwnedFd,
     /// Its number from the bottom, where each directory is one layer.
     number: Option<usize>,
+    prefix: &'static str,
 }
 
 /// What one layer says of a path.
@@ -50,7 +66,10 @@ enum Said {
 
 impl Layers {
     /// Opens `directories`, the topmost first. `one_each`: each is one layer of the image.
-    pub(super) fn open(directories: &[PathBuf], one_each: bool) -> Result<Self> {
+    /// `user_names`: the mount has the option `userxattr`.
+    pub(super) fn open(directories: &[PathBuf], one_each: bool, user_names: bool) -> Result<Self> {
+        let [trusted, user] = PREFIX;
+        let prefix = if user_names { user } else { trusted };
         let count = directories.len();
         let open = |(at, path): (usize, &PathBuf)| {
             let root = File::open(path).map_err(|error| {
@@ -60,6 +79,7 @@ impl Layers {
             Ok(Layer {
                 root: root.into(),
                 number: one_each.then(|| count.saturating_sub(at).saturating_sub(1)),
+                prefix,
             })
         };
         let layers = directories.iter().enumerate().map(open);
@@ -73,7 +93,11 @@ impl Layers {
         for layer in &self.layers {
             if let Said::This(node) = layer.say(path)? {
                 let Node::File(_) = node else { break };
-                return layer.open(path);
+                let file = layer.open(path)?;
+                return match layer.marked(&file) {
+                    Marked::No => Ok(file),
+                    _ => Err(followed_by_kernel(path)),
+                };
             }
         }
         Err(cannot("open", path, Errno::ENOENT))
@@ -105,7 +129,11 @@ impl Layer {
             let from = directory.as_ref().unwrap_or(&self.root);
             match open_directory(from, parent) {
                 Ok(next) => {
-                    hides |= is_opaque(&next);
+                    match self.marked(&next) {
+                        Marked::No => {}
+                        Marked::Opaque => hides = true,
+                        Marked::Otherwise => return Err(followed_by_kernel(path)),
+                    }
                     directory = Some(next);
                 }
                 Err(Errno::ENOENT) => return Ok(nothing(hides)),
@@ -152,6 +180,41 @@ impl Layer {
     }
 }
 
+impl Layer {
+    fn marked(&self, file: impl AsFd) -> Marked {
+        let has = |name: &str| {
+            let mut value = [0_u8; 2];
+            let name = format!("{}{name}", self.prefix);
+            match rustix::fs::fgetxattr(&file, name, &mut value[..]) {
+                Ok(length) => Some(value.get(..length).unwrap_or_default().to_vec()),
+                // It is longer: what it says is not asked for.
+                Err(rustix::io::Errno::RANGE) => Some(Vec::new()),
+                Err(_) => None,
+            }
+        };
+        match has("opaque") {
+            Some(value) if value == b"y" => return Marked::Opaque,
+            Some(value) if value == b"x" => return Marked::Otherwise,
+            _ => {}
+        }
+        if has("redirect").is_some() || has("metacopy").is_some() {
+            return Marked::Otherwise;
+        }
+        Marked::No
+    }
+}
+
+fn followed_by_kernel(path: &[u8]) -> Error {
+    let path = String::from_utf8_lossy(path);
+    Error::new(
+        Kind::Unsupported,
+        format_args!(
+            "`{}` has its content elsewhere (overlay redirect or metacopy), which only a mount follows",
+            path.escape_debug()
+        ),
+    )
+}
+
 fn nothing(hides: bool) -> Said {
     if hides {
         Said::This(Node::Missing)
@@ -163,14 +226,6 @@ fn nothing(hides: bool) -> Said {
 fn open_directory(from: &OwnedFd, name: &[u8]) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(from, OsStr::from_bytes(name), flags, Mode::empty())
-}
-
-fn is_opaque(directory: &OwnedFd) -> bool {
-    OPAQUE.iter().any(|name| {
-        let mut value = [0_u8; 1];
-        let read = rustix::fs::fgetxattr(directory, *name, &mut value[..]);
-        read.is_ok_and(|length| length == 1) && value == *b"y"
-    })
 }
 
 fn kind(stat: &FileStat) -> SFlag {
@@ -252,7 +307,7 @@ mod tests {
         .expect("root");
         file(top, "etc", "no directory any more");
         symlink("/usr/bin", top.join("sbin")).expect("linked");
-        let mut layers = Layers::open(&roots, true).expect("opened");
+        let mut layers = Layers::open(&roots, true, false).expect("opened");
         for (path, from) in [
             ("bin/app", Some(1)),
             ("bin/tool", None),
@@ -274,6 +329,28 @@ mod tests {
             .expect("read");
         assert_eq!(bytes, "new");
         assert!(layers.needs(b"bin/tool").is_err());
+
+        // Names of another kind of mount mean nothing, and what only a mount follows is not guessed.
+        let set = |path: &str, name: &str, value: &[u8]| {
+            let file = File::open(path).expect("opened");
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::fsetxattr(&file, name, value, flags).expect("root");
+        };
+        let at = |root: &Path, path: &str| root.join(path).display().to_string();
+        set(&at(middle, "bin"), "user.overlay.opaque", b"y");
+        assert_eq!(layer(&mut layers, "lib/ld.so"), Some(0));
+        file(bottom, "bin/old", "old");
+        assert_eq!(layer(&mut layers, "bin/old"), Some(0));
+        let mut rootless = Layers::open(&roots, true, true).expect("opened");
+        assert_eq!(layer(&mut rootless, "bin/old"), None);
+        set(&at(middle, "bin/app"), "trusted.overlay.metacopy", b"");
+        assert!(layers.needs(b"bin/app").is_err());
+        set(
+            &at(bottom, "lib"),
+            "trusted.overlay.redirect",
+            b"/elsewhere",
+        );
+        assert!(layers.node(b"lib/ld.so").is_err());
     }
 
     /// A mounted overlay, unmounted at the end.
@@ -373,7 +450,8 @@ mod tests {
                             std::fs::create_dir(&path).expect("made");
                             let opaque = File::open(&path).expect("opened");
                             let flags = rustix::fs::XattrFlags::empty();
-                            rustix::fs::fsetxattr(&opaque, OPAQUE[0], b"y", flags).expect("root");
+                            rustix::fs::fsetxattr(&opaque, "trusted.overlay.opaque", b"y", flags)
+                                .expect("root");
                         }
                         _ => {
                             std::fs::write(&path, "x").expect("written");
@@ -385,7 +463,7 @@ mod tests {
             }
             let mounted = Mounted::new(dir.path().join(format!("{case}-all")), &roots);
             let root = File::open(&mounted.0).expect("opened");
-            let mut layers = Layers::open(&roots, false).expect("opened");
+            let mut layers = Layers::open(&roots, false, false).expect("opened");
             for path in &paths {
                 let seen = layers.node(path.as_bytes()).expect("seen");
                 assert_eq!(seen, kernel(&root, path), "case {case}: {path}");
@@ -397,7 +475,7 @@ mod tests {
     fn one_directory_of_several_layers_names_none() {
         let dir = tempfile::tempdir().expect("a directory");
         file(dir.path(), "app", "x");
-        let mut layers = Layers::open(&[dir.path().to_owned()], false).expect("opened");
+        let mut layers = Layers::open(&[dir.path().to_owned()], false, false).expect("opened");
         assert_eq!(
             layers.node(b"app").expect("seen"),
             Node::File(FileNode {

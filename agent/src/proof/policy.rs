@@ -126,11 +126,10 @@ impl Policy {
             judged.warnings.push(wrong_label(proof, promise));
             return Ok(());
         }
-        // Of a platform that was asked for by name, this host is no judge.
-        if !promised_cores {
-            return Ok(());
-        }
         match &proof.verdict {
+            // Of a platform that was asked for by name this host is no judge, but for what runs
+            // nowhere.
+            Verdict::Refused { why, .. } if !promised_cores && !is_anywhere(*why) => Ok(()),
             // By its label it fits, so something else than the machine is in the way.
             Verdict::Refused { why, reason } => Err(not_runnable(proof, *why, reason)),
             _ => Ok(()),
@@ -188,6 +187,14 @@ fn fits(proof: &Proof, label: &Platform) -> Option<bool> {
         return None;
     }
     Some(same_cores(machine, label))
+}
+
+/// Whether the obstacle is the file's own, on whatever host.
+fn is_anywhere(why: Refusal) -> bool {
+    matches!(
+        why,
+        Refusal::Empty | Refusal::Format | Refusal::Depth | Refusal::Damaged
+    )
 }
 
 /// A program for the 32-bit mode that cores of the label's kind may have.

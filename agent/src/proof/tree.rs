@@ -8,9 +8,9 @@ use edgepull_platform::executable::Needs;
 use crate::error::Result;
 
 /// Links that a kernel follows in one path.
-const MOST_LINKS: usize = 40;
+pub(super) const MOST_LINKS: usize = 40;
 /// The longest path that a kernel takes (bytes).
-const LONGEST: usize = 4096;
+pub(super) const LONGEST: usize = 4096;
 /// Where a runtime mounts something of its own: what the image has there is not seen.
 const MOUNTED: [&[u8]; 3] = [b"proc", b"sys", b"dev"];
 
@@ -114,7 +114,7 @@ pub(super) fn follow(tree: &mut dyn Tree, path: &[u8]) -> Place {
     Place::Nothing
 }
 
-fn components(path: &[u8]) -> VecDeque<Vec<u8>> {
+pub(super) fn components(path: &[u8]) -> VecDeque<Vec<u8>> {
     let names = path.split(|byte| *byte == b'/');
     names
         .filter(|name| !name.is_empty())

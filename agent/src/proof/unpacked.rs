@@ -56,9 +56,10 @@ pub async fn of_snapshot(
         error = lease.keep() => Err(error),
     };
     let released = lease.release().await;
-    let proof = looked?;
-    released?;
-    Ok(proof)
+    if let Err(error) = released {
+        tracing::warn!(%error, "a lease could not be given back; it expires by itself");
+    }
+    looked
 }
 
 async fn look(
@@ -77,9 +78,9 @@ async fn look(
     let judged = match directories(&mounts) {
         Err(reason) => Ok(Proof::unknown(launch.words(), reason)),
         // A disk that hangs holds up a thread and not the rest.
-        Ok(directories) => tokio::task::spawn_blocking(move || {
+        Ok((directories, user_names)) => tokio::task::spawn_blocking(move || {
             let one_each = directories.len() == layers.len();
-            match Layers::open(&directories, one_each) {
+            match Layers::open(&directories, one_each, user_names) {
                 Ok(mut tree) => prove(&launch, &mut tree, &layers, &host),
                 Err(error) => Proof::unknown(launch.words(), cannot_see(&error)),
             }
@@ -87,7 +88,10 @@ async fn look(
         .await
         .map_err(|_| Error::new(Kind::Internal, "the thread that looks at files ended early")),
     };
-    engine.remove_snapshot_named(snapshotter, &key).await?;
+    // It goes with the lease if not now: no reason to throw an answer away.
+    if let Err(error) = engine.remove_snapshot_named(snapshotter, &key).await {
+        tracing::warn!(%error, "a view of an image could not be removed");
+    }
     judged
 }
 
@@ -100,9 +104,9 @@ fn cannot_see(error: &Error) -> String {
     )
 }
 
-/// The directories below a view, the topmost first, in containerd's mount namespace; or why the
-/// mounts do not say.
-fn directories(mounts: &[Mount]) -> Result<Vec<PathBuf>, String> {
+/// The directories below a view, the topmost first, in containerd's mount namespace, and whether
+/// their attributes are those of users; or why the mounts do not say.
+fn directories(mounts: &[Mount]) -> Result<(Vec<PathBuf>, bool), String> {
     let [mount] = mounts else {
         return Err(format!(
             "the snapshotter answers with {} mounts, whose files cannot be seen from here",
@@ -111,7 +115,7 @@ fn directories(mounts: &[Mount]) -> Result<Vec<PathBuf>, String> {
     };
     let directories: Vec<PathBuf> = match mount.r#type.as_str() {
         "bind" => vec![PathBuf::from(&mount.source)],
-        "overlay" | "fuse3.fuse-overlayfs" => mount
+        "overlay" => mount
             .options
             .iter()
             .find_map(|option| option.strip_prefix("lowerdir="))
@@ -127,7 +131,8 @@ fn directories(mounts: &[Mount]) -> Result<Vec<PathBuf>, String> {
     if directories.is_empty() || directories.iter().any(|dir| !dir.is_absolute()) {
         return Err("the snapshotter does not say where its directories are".to_owned());
     }
-    Ok(directories)
+    let user_names = mount.options.iter().any(|option| option == "userxattr");
+    Ok((directories, user_names))
 }
 
 #[cfg(test)]
@@ -150,16 +155,20 @@ mod tests {
             "overlay",
             &["index=off", "lowerdir=/s/2/fs:/s/1/fs"],
         );
-        let two = directories(&[overlay]).expect("two");
+        let (two, user_names) = directories(&[overlay]).expect("two");
         assert_eq!(two, [PathBuf::from("/s/2/fs"), "/s/1/fs".into()]);
+        assert!(!user_names);
+        let rootless = mount("overlay", "overlay", &["userxattr", "lowerdir=/s/1"]);
+        assert!(directories(&[rootless]).expect("one").1);
         let native = mount("bind", "/s/1", &["ro", "rbind"]);
         assert_eq!(
             directories(&[native]).expect("one"),
-            [PathBuf::from("/s/1")]
+            (vec![PathBuf::from("/s/1")], false)
         );
         for unknown in [
             vec![],
             vec![mount("erofs", "/x", &[])],
+            vec![mount("fuse3.fuse-overlayfs", "o", &["lowerdir=/a"])],
             vec![mount("overlay", "overlay", &[])],
             vec![mount("overlay", "overlay", &["lowerdir=a:/b"])],
             vec![mount("bind", "relative", &[])],

@@ -63,9 +63,12 @@ impl Jury<'_> {
             };
         };
         let known = self.what_is_known(snapshotter, image);
-        if look == Look::Once && choice.probation.is_none() {
+        if let Some(known) = &known
+            && look == Look::Once
+            && choice.probation.is_none()
+        {
             let info = engine.blob_info(choice.config.digest()).await?;
-            if info.is_some_and(|info| info.labels.get(PROOF) == Some(&known)) {
+            if info.is_some_and(|info| info.labels.get(PROOF) == Some(known)) {
                 return Ok(Found::default());
             }
         }
@@ -103,7 +106,10 @@ impl Jury<'_> {
                 return Err(error.digest(&choice.target().digest));
             }
         };
-        if judged.warnings.is_empty() && proof.verdict.runs() {
+        if let Some(known) = known
+            && judged.warnings.is_empty()
+            && proof.verdict.runs()
+        {
             let label = Labels::from([(PROOF.to_owned(), known)]);
             engine.label_blob(choice.config.digest(), label).await?;
         }
@@ -114,9 +120,10 @@ impl Jury<'_> {
     }
 
     /// All that an answer depends on, as one word: another boot, where a power cut may have left
-    /// other files and another kernel may run, another host, policy or program ask again.
-    fn what_is_known(&self, snapshotter: &str, image: &Image<'_>) -> String {
-        let boot = clock::boot(Path::new("/"));
+    /// other files and another kernel may run, another host, policy or program ask again. `None`:
+    /// it cannot be told which boot this is.
+    fn what_is_known(&self, snapshotter: &str, image: &Image<'_>) -> Option<String> {
+        let boot = Some(clock::boot(Path::new("/"))).filter(|boot| !boot.is_empty())?;
         let manifest = &image.choice.leaf.descriptor.digest;
         let label = &image.choice.platform;
         let version = env!("CARGO_PKG_VERSION");
@@ -124,6 +131,6 @@ impl Jury<'_> {
             "{version} {boot} {snapshotter} {manifest} {label:?} {:?} {:?} {:?}",
             self.policy, self.emulation, self.host
         );
-        Digest::of(text.as_bytes()).hex().chars().take(32).collect()
+        Some(Digest::of(text.as_bytes()).hex().chars().take(32).collect())
     }
 }

@@ -141,8 +141,11 @@ pub enum Found {
     File(Box<Needs>),
     /// There is none.
     Missing,
-    /// Nobody looked, or it could not be seen.
+    /// Nobody looked: it is taken to be there.
     NotLooked,
+    /// Somebody looked, and it cannot be told: it could not be read, may not be executed, or is
+    /// where something may be mounted.
+    Unseen,
 }
 
 /// A file on the way, after the first.
@@ -210,7 +213,7 @@ pub fn judge_with(needs: &Needs, host: &Host, find: &mut dyn FnMut(&[u8]) -> Fou
                 needs: *needs,
             }),
             Found::Missing => break missing_interpreter(script),
-            Found::NotLooked => break alone(script),
+            Found::NotLooked | Found::Unseen => break alone(script),
         }
     };
     let verdict = match doubts.first() {
@@ -284,7 +287,7 @@ fn emulated(needs: &Needs, handler: &Handler, find: &mut dyn FnMut(&[u8]) -> Fou
                     ),
                 );
             }
-            Found::NotLooked => {
+            Found::NotLooked | Found::Unseen => {
                 return Verdict::unknown(format!(
                     "the handler `{name}` takes it, and works only where `{by}` is in the image, because it lacks the flag F"
                 ));
@@ -410,6 +413,9 @@ fn with_loader(
     let machine = elf.architecture();
     match find(&loader) {
         Found::NotLooked => verdict,
+        Found::Unseen => Verdict::unknown(format!(
+            "its loader `{name}` could not be looked at: it is not readable or not executable, or comes with a mount"
+        )),
         Found::Missing if emulated => Verdict::unknown(format!(
             "its loader `{name}` does not exist; it runs only if the emulator brings its own"
         )),

@@ -186,21 +186,14 @@ async fn look(
             "what the reference offers here is an artifact, of which nothing is started",
         ));
     }
-    let launch = Launch::of(&choice.config).ok_or_else(|| {
-        Error::new(
-            Kind::InvalidContent,
-            format_args!(
-                "config {} does not say what the image starts",
-                choice.config.digest()
-            ),
-        )
-    })?;
-    let launch = if call.command.is_empty() {
-        launch
-    } else {
-        launch.with_command(call.command.clone())
+    row.proof = match Launch::of(&choice.config) {
+        Some(launch) if call.command.is_empty() => prove(context, place, &choice, launch).await?,
+        Some(launch) => {
+            let launch = launch.with_command(call.command.clone());
+            prove(context, place, &choice, launch).await?
+        }
+        None => Proof::unknown(Vec::new(), "what the image starts cannot be read"),
     };
-    row.proof = prove(context, place, &choice, launch).await?;
     let config = Platform::from_label(&ImageConfig::parse(&choice.config)?.label);
     // Who asks for a proof gets one, also where pulls go by labels.
     let policy = match context.session().config().policy {

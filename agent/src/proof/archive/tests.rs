@@ -180,3 +180,48 @@ async fn a_layer_that_hides_the_same_again_and_again_is_given_up() {
     assert_eq!(proof.verdict.name(), "unknown");
     assert!(proof.reasons[0].contains("too many files"), "{proof:?}");
 }
+
+/// As containerd unpacks them, whose overlay hides what is below a new directory's name.
+#[tokio::test]
+async fn entries_below_links_are_where_unpacking_puts_them() {
+    let amd64 = program(AMD64, None);
+    let loaded = program(AMD64, Some("/lib64/ld.so"));
+    let bottom = layer(&[
+        entry("lib64", 0o777, b'2', "usr/lib64", b""),
+        file("lib64/ld.so", &amd64),
+        entry("lib64/again.so", 0o755, b'1', "lib64/ld.so", b""),
+        file("app", &loaded),
+        entry("bin", 0o777, b'2', "usr/bin", b""),
+        file("usr/bin/sh", &amd64),
+        entry("loop", 0o777, b'2', "loop", b""),
+        file("loop/x", &amd64),
+    ]);
+    let top = layer(&[file("bin/foo", &amd64)]);
+    let both = [bottom, top];
+    for (layers, command, verdict) in [
+        (&both[..1], "/app", "native"),
+        (&both[..1], "/usr/lib64/again.so", "native"),
+        (&both[..1], "/bin/sh", "native"),
+        (&both[..], "/bin/foo", "native"),
+        (&both, "/bin/sh", "unknown"),
+        (&both, "/usr/bin/sh", "native"),
+        (&both, "/loop/x", "unknown"),
+    ] {
+        let proof = judged(layers, command).await;
+        assert_eq!(proof.verdict.name(), verdict, "{command}: {proof:?}");
+    }
+}
+
+/// A few kilobytes may ask for gigabytes.
+#[tokio::test]
+async fn links_are_counted_with_where_they_lead() {
+    let target = "x/".repeat(49);
+    let mut entries = vec![file("app", &program(AMD64, None))];
+    entries.push(entry("l", 0o777, b'2', &target, b""));
+    entries.extend((0..3000).map(|n| entry(&format!("h{n}"), 0o777, b'1', "l", b"")));
+    let names = Names::default();
+    let tar = entries.concat();
+    let names = names.add(0, tar.as_slice()).expect("readable");
+    assert!(names.bytes > 3000 * target.len());
+    assert!(!names.is_too_much());
+}

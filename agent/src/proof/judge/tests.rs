@@ -139,3 +139,47 @@ fn the_document_has_the_contracts_fields() {
     assert_eq!(json["chain"][0]["needs"], "a static program for amd64");
     assert_eq!(json["reasons"], serde_json::json!([]));
 }
+
+#[test]
+fn only_the_inits_own_separator_counts() {
+    let mut files = Files::default()
+        .file("bin/tini", true, &program(AMD64, None))
+        .file("bin/app", true, &program(AMD64, None))
+        .file("text", true, b"echo no first line\n")
+        .file("other", true, &program(ARM64, None));
+    for (entrypoint, verdict) in [
+        (r#"["tini","-g","-e","143","--","/other"]"#, "refused"),
+        (r#"["tini","app","--","/other"]"#, "native"),
+        (r#"["tini","--","app","--","/other"]"#, "native"),
+        (r#"["tini","-s"]"#, "native"),
+        // It is started by execvp(3), which asks a shell.
+        (r#"["tini","--","/text"]"#, "unknown"),
+        (r#"["/text"]"#, "refused"),
+    ] {
+        let json = format!(r#"{{"Entrypoint":{entrypoint}}}"#);
+        let proof = proof(&json, &mut files);
+        assert_eq!(proof.verdict.name(), verdict, "{entrypoint}: {proof:?}");
+    }
+}
+
+#[test]
+fn what_a_mount_may_bring_is_not_missed() {
+    let mut files = Files::default()
+        .file("venv", true, b"#!/opt/venv/bin/python\n")
+        .file("nix", true, b"#!/nix/store/x/bin/sh\n")
+        .file("own", true, b"#!/usr/volume/sh\n")
+        .file("gone", true, b"#!/usr/bin/python\n")
+        .file("locked", true, b"#!/bin/locked\n")
+        .file("bin/locked", false, &program(AMD64, None));
+    for (command, verdict) in [
+        ("/venv", "unknown"),
+        ("/nix", "unknown"),
+        ("/own", "unknown"),
+        ("/gone", "refused"),
+        ("/locked", "unknown"),
+    ] {
+        let json = format!(r#"{{"Cmd":["{command}"],"Volumes":{{"/usr/volume/":{{}}}}}}"#);
+        let proof = proof(&json, &mut files);
+        assert_eq!(proof.verdict.name(), verdict, "{command}: {proof:?}");
+    }
+}

@@ -84,7 +84,7 @@ fn the_table_of_labels_and_bytes() {
         config: Some("linux/arm64"),
         ..on_amd64("linux/amd64", bytes)
     };
-    let unknown = || b"#!/nowhere\r\n".to_vec();
+    let unknown = || b"#!/bin/nowhere\n".to_vec();
     for (name, case, wanted) in [
         (
             "fits, fit",
@@ -141,6 +141,11 @@ fn the_table_of_labels_and_bytes() {
             "foreign, right",
             on_amd64("linux/arm64", arm64()),
             ["ready", "ready", "ready"],
+        ),
+        (
+            "foreign, empty",
+            on_amd64("linux/arm64", Vec::new()),
+            ["ready", "not_runnable", "not_runnable"],
         ),
         (
             "foreign, wrong",
