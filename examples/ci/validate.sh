@@ -57,6 +57,7 @@ check() {
 }
 
 smoked=0
+reported=0
 smoke() {
   reference=$1
   shift
@@ -73,7 +74,8 @@ smoke() {
     esac
     shift
   done
-  report=$reports/$(printf %s "$reference" | tr -c 'A-Za-z0-9.\n' -).xml
+  reported=$((reported + 1))
+  report=$reports/$reported-$(printf %s "$reference" | tr -c 'A-Za-z0-9.\n' -).xml
   code=0
   # What is left are `--` and the command, if there is one.
   # shellcheck disable=SC2086

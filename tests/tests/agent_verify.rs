@@ -4,6 +4,7 @@
     reason = "a test: a panic with a position is the failure report"
 )]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use edgepull_tests::agent::{Agent, PATIENCE};
@@ -13,6 +14,7 @@ use edgepull_tests::image::{self, AMD64, ARM64, Image, Layer, Layout, host};
 use edgepull_tests::process::wait_for;
 use edgepull_tests::scene::{NAMESPACE, Scene};
 use edgepull_tests::tools::Lab;
+use serde_json::json;
 
 /// Blobs that were asked for.
 fn blobs(scene: &Scene) -> usize {
@@ -217,4 +219,81 @@ fn declared_run_it_has_to_run_before_it_is_ready() {
         .ok();
     assert_eq!(containers.text().trim(), "");
     assert!(scene.daemon.leases(NAMESPACE).is_empty());
+}
+
+/// As in its unit, where it may not mount: who runs the program is found out all the same, and a
+/// volume is that user's.
+#[test]
+fn without_the_right_to_mount_an_image_of_a_named_user_is_run() {
+    let layout = Layout::new();
+    let busybox = Lab::get().tool(&format!("busybox-{}/bin/busybox", host().arch));
+    let users = b"root:x:0:0::/:/bin/sh\nedge:x:1234:5678::/:/bin/sh\n";
+    let script = "test $(id -u) = 1234 && test $(id -g) = 5678 && echo x >/data/x";
+    let image = Image::new(&layout, host())
+        .layer(
+            Layer::new(&layout)
+                .copy("bin/busybox", 0o755, &busybox)
+                .symlink("bin/sh", "busybox")
+                .symlink("bin/id", "busybox")
+                .symlink("bin/test", "busybox")
+                .file("etc/passwd", 0o644, users)
+                .dir("data"),
+        )
+        .setting("User", json!("edge"))
+        .setting("Volumes", json!({"/data": {}}))
+        .entrypoint(&["/bin/sh", "-c", script])
+        .finish();
+    let scene = Scene::new(Version::V2, image::published(layout, &[image]));
+    let dir = Lab::get().run_dir("verify");
+    let limited = dir.path().join("edgepull");
+    let program = Lab::get().edgepull();
+    let call = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set -sys_admin --inh-caps -sys_admin -- {} \"$@\"\n",
+        program.display()
+    );
+    std::fs::write(&limited, call).unwrap();
+    std::fs::set_permissions(&limited, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut agent = Agent::new(&scene.daemon).program(limited);
+    agent.declare(
+        "one.toml",
+        &format!(
+            "[[image]]\nreference = \"{}\"\nverify = \"run\"\n",
+            scene.reference
+        ),
+    );
+    agent.start();
+    agent.wait_state(&scene.reference, "ready");
+}
+
+/// A service that is being tried is not left to run when the daemon is stopped.
+#[test]
+fn stopped_within_a_trial_it_leaves_no_container() {
+    let layout = Layout::new();
+    let busybox = Lab::get().tool(&format!("busybox-{}/bin/busybox", host().arch));
+    let image = Image::new(&layout, host())
+        .layer(Layer::new(&layout).copy("bin/busybox", 0o755, &busybox))
+        .entrypoint(&["/bin/busybox", "sleep", "1000"])
+        .finish();
+    let scene = Scene::new(Version::V2, image::published(layout, &[image]));
+    let mut agent = Agent::new(&scene.daemon);
+    agent.declare(
+        "one.toml",
+        &format!(
+            "[[image]]\nreference = \"{}\"\nverify = \"run\"\n",
+            scene.reference
+        ),
+    );
+    agent.start();
+    let tasks = || {
+        let listed = scene.daemon.ctr(NAMESPACE, &["tasks", "ls", "-q"]).ok();
+        listed.text().trim().to_owned()
+    };
+    wait_for("a container", PATIENCE, || !tasks().is_empty());
+    agent.stop();
+    wait_for("its end", PATIENCE, || tasks().is_empty());
+    let left = scene
+        .daemon
+        .ctr(NAMESPACE, &["containers", "ls", "-q"])
+        .ok();
+    assert_eq!(left.text().trim(), "");
 }

@@ -13,7 +13,7 @@ use super::{
     worker::{Done, Job, Moved, Pulled, Rechecked, Spent, Work, Worker},
 };
 use crate::{
-    desired::{Desired, Key},
+    desired::{Desired, Key, Verify},
     error::{Error, Result},
     event::{Event, Observer},
     keep,
@@ -34,6 +34,8 @@ const MOMENT: Duration = Duration::from_secs(60);
 /// The end of a worker and the word that the daemon is to end, too, come in any order: so
 /// long is listened for the second.
 const LISTEN: Duration = Duration::from_millis(500);
+/// How long a worker may take to take away what it was trying; systemd waits for longer.
+const CLEANING: Duration = Duration::from_secs(12);
 /// How often pressure is looked at while it is waited for its end.
 const BREATH: Duration = Duration::from_secs(10);
 
@@ -380,8 +382,13 @@ impl Daemon {
         self.resolved = resolved;
         let moved = moved.bytes();
         let Some((ended, spent)) = ended else {
-            // Killed: what it has fetched stays, for the next who wants it.
-            drop(worker);
+            // Killed: what it has fetched stays, for the next who wants it. One that tries an
+            // image takes that away first.
+            if desired.verify == Verify::Run {
+                worker.end_within(CLEANING).await;
+            } else {
+                drop(worker);
+            }
             let spent = Spent {
                 moved,
                 ..Spent::default()

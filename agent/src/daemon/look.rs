@@ -172,6 +172,13 @@ impl Daemon {
                 Ok(delivery) => {
                     self.blind.remove(&key);
                     let told = |it: &layout::Delivery| artifact.hook.is_empty() || it.is_told();
+                    // Of another reference, or of another digest, it is not what is declared.
+                    let repository = desired.reference.repository().to_string();
+                    let delivery = delivery.filter(|it| {
+                        let digest = desired.reference.digest();
+                        it.identity.repository == repository
+                            && digest.is_none_or(|digest| *digest == it.identity.target_digest)
+                    });
                     let observed = Observed {
                         complete: delivery.as_ref().is_some_and(told),
                         target: delivery.map(|it| it.identity.target_digest),

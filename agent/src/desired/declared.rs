@@ -125,6 +125,7 @@ fn image(
     let line = reader.fault("", &value.span(), "").line;
     let mut image = Declared::new(line, named);
     let (mut dir, mut hook) = (None, None);
+    let mut judged = None;
     for (name, span, value) in table.in_order() {
         let key = table.name(name);
         match name {
@@ -139,7 +140,10 @@ fn image(
                 image.refresh = Some(refresh);
             }
             "pin" => image.pin = reader.boolean(&key, value)?,
-            "verify" => image.verify = verify(reader, &key, value)?,
+            "verify" => {
+                image.verify = verify(reader, &key, value)?;
+                judged = Some(span);
+            }
             "keep_previous" => {
                 let number = reader.integer(&key, value, 0..MOST_PREVIOUS + 1)?;
                 image.keep_previous = usize::try_from(number).unwrap_or_default();
@@ -157,6 +161,13 @@ fn image(
                 &key("artifact_dir"),
                 &at,
                 "a directory holds the artifact of one platform: name it, as in platforms = [\"zephyr/arm/v7\"]",
+            ));
+        }
+        (Some(_), _) if image.verify != Verify::None => {
+            return Err(reader.fault(
+                &key("verify"),
+                &judged.unwrap_or_else(|| at.clone()),
+                "of an artifact's files nothing is started, so there is nothing to verify",
             ));
         }
         (Some((dir, _)), hook) => {

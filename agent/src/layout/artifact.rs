@@ -167,11 +167,11 @@ pub async fn verified(dir: &Path) -> Result<Option<Delivery>> {
 }
 
 async fn with(dir: &Path, holds: fn(&Dir, &Delivery) -> Result<bool>) -> Result<Option<Delivery>> {
-    if !dir.is_dir() {
-        return Ok(None);
-    }
     let path = dir.to_owned();
     blocking(move || {
+        if !path.is_dir() {
+            return Ok(None);
+        }
         let root = Dir::open(&path)?;
         match read(&root)? {
             Some(delivery) if holds(&root, &delivery)? => Ok(Some(delivery)),

@@ -7,6 +7,7 @@
 use std::{
     ffi::OsStr,
     fs::File,
+    io::Read,
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -30,6 +31,8 @@ use crate::{
 /// The names of a mount's attributes, by its option `userxattr`. Of `trusted` ones nobody sees any
 /// who may not administer the system; without them a hidden file is taken for one that shows.
 const PREFIX: [&str; 2] = ["trusted.overlay.", "user.overlay."];
+/// What is read of a text (bytes).
+const LONGEST_TEXT: u64 = 1 << 20;
 /// Any of the three rights to execute.
 const EXECUTABLE: u32 = 0o111;
 
@@ -101,6 +104,18 @@ impl Layers {
             }
         }
         Err(cannot("open", path, Errno::ENOENT))
+    }
+}
+
+impl Layers {
+    /// The beginning of the file at `path`, as text.
+    pub(super) fn text(&self, path: &[u8]) -> Result<String> {
+        let mut bytes = Vec::new();
+        let file = self.file(path)?;
+        let read = file.take(LONGEST_TEXT).read_to_end(&mut bytes);
+        let shown = Path::new(OsStr::from_bytes(path));
+        read.map_err(|error| Error::io("read", shown, &error))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 

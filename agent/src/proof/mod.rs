@@ -21,5 +21,5 @@ pub use self::{
     launch::Launch,
     policy::{Emulation, Judged, Policy, Promise},
     tree::{FileNode, Node, Tree},
-    unpacked::of_snapshot,
+    unpacked::{of_snapshot, texts},
 };

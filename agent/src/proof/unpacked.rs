@@ -14,6 +14,7 @@ use super::{
     judge::{Proof, prove},
     launch::Launch,
     layers::Layers,
+    tree::{Place, follow},
 };
 use crate::{
     containerd::{Engine, Lease, lease::lease_hash},
@@ -93,6 +94,31 @@ async fn look(
         tracing::warn!(%error, "a view of an image could not be removed");
     }
     judged
+}
+
+/// The text of files of an image, each at most 1 MiB of it, through the directories that the
+/// mounts of a snapshot name: `None` for one that is not there. What a container wrote is not seen.
+///
+/// # Errors
+///
+/// Where the files cannot be seen without a mount.
+pub async fn texts(
+    mounts: &[Mount],
+    paths: &'static [&'static str],
+) -> Result<Vec<Option<String>>> {
+    let unseen = |reason: String| Error::new(Kind::Unsupported, reason);
+    let (directories, user_names) = directories(mounts).map_err(unseen)?;
+    tokio::task::spawn_blocking(move || {
+        let mut tree = Layers::open(&directories, false, user_names)?;
+        let read = |path: &&str| match follow(&mut tree, path.as_bytes()) {
+            Place::File { path, .. } => tree.text(&path).map(Some),
+            Place::Nothing => Ok(None),
+            Place::Unseen(reason) => Err(Error::new(Kind::Unsupported, reason)),
+        };
+        paths.iter().map(read).collect()
+    })
+    .await
+    .map_err(|_| Error::new(Kind::Internal, "the thread that looks at files ended early"))?
 }
 
 fn cannot_see(error: &Error) -> String {

@@ -56,7 +56,7 @@ async fn end_task(engine: &Engine, id: &str) -> Result<()> {
 
 /// Takes away what runs left whose processes are gone, of this engine and namespace. What could
 /// not be done is said; the next call tries again.
-pub(super) async fn sweep(engine: &Engine, runtime_dir: &Path) -> Vec<Error> {
+pub async fn sweep(engine: &Engine, runtime_dir: &Path) -> Vec<Error> {
     let mut errors = Vec::new();
     match Place::abandoned(runtime_dir) {
         Ok(places) => {

@@ -20,6 +20,7 @@ mod user;
 mod wanted;
 
 pub use classify::Outcome;
+pub use clean::sweep;
 pub use report::{Report, Stop};
 pub use run::{Image, Smoke};
 

@@ -33,6 +33,7 @@ use crate::{
     event::Events,
     kind::Kind,
     oci::Repository,
+    proof,
     pull::{Held, Holder},
     source::Source,
 };
@@ -293,19 +294,33 @@ impl Smoke<'_> {
         });
         match seen.await.and_then(|files| files) {
             Ok(files) => Ok(files),
-            // Files that cannot be seen from here (another snapshotter, another machine) decide
-            // nothing where the user is a number.
-            Err(error) => match user::ids(&user, "", "") {
-                Ok(ids) => {
-                    tracing::debug!(%error, "the files of the image cannot be looked at");
-                    let plain = |path| spec::Volume { path, like: None };
-                    Ok(Files {
-                        ids: Ok(ids),
-                        volumes: paths.into_iter().map(plain).collect(),
-                    })
-                }
-                Err(_) => Err(error),
-            },
+            // Who may not mount, as the daemon in its unit, looks into the layers; volumes are the
+            // user's own then. Where that is not possible either (another snapshotter, another
+            // machine), nothing is decided if the user is a number.
+            Err(error) => {
+                tracing::debug!(%error, "the image cannot be mounted to look at its files");
+                let texts = proof::texts(mounts, &["/etc/passwd", "/etc/group"]).await;
+                let ids = match texts.as_deref() {
+                    Ok([passwd, group]) => {
+                        let text = |file: &Option<String>| file.clone().unwrap_or_default();
+                        user::ids(&user, &text(passwd), &text(group))
+                    }
+                    _ => Ok(user::ids(&user, "", "").map_err(|_| error)?),
+                };
+                let owner = ids.clone().unwrap_or_default();
+                let own = |path| spec::Volume {
+                    path,
+                    like: Some(rootfs::Directory {
+                        uid: owner.uid,
+                        gid: owner.gid,
+                        mode: 0o755,
+                    }),
+                };
+                Ok(Files {
+                    ids,
+                    volumes: paths.into_iter().map(own).collect(),
+                })
+            }
         }
     }
 

@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{UnixStream, unix::OwnedWriteHalf},
+    signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 
 use super::{Answer, Done, Ended, Hello, Job, Pulled, Rechecked, Spent, Work, trial::Trial};
@@ -31,6 +32,7 @@ use crate::{
     registry::{Client, Counts},
     resolve::Want,
     session::{Attached, Session},
+    smoke,
 };
 
 /// How often bytes that came in are told.
@@ -39,6 +41,8 @@ const PROGRESS: Duration = Duration::from_millis(250);
 const MOST_TOLD: usize = 50;
 /// Events on their way out; there are a handful for each layer.
 const QUEUE: usize = 1024;
+/// How long cleaning up after smoke tests may take.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// Works for the daemon at the other end of standard input, for as long as it is there.
 /// `session` makes the settings out of the configuration that the daemon sends first.
@@ -59,6 +63,9 @@ async fn work(session: impl FnOnce(Config) -> Session) -> Result<()> {
         .caused_by(&error)
         .hint("run `edgepull agent`")
     })?;
+    // Whoever stops the daemon signals all of its processes. This one ends by the daemon's end,
+    // and cleans up first.
+    let _ignored = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     let (from, to) = stream.into_split();
     let mut lines = BufReader::new(from).lines();
     let gone = |error: std::io::Error| {
@@ -91,13 +98,25 @@ async fn work(session: impl FnOnce(Config) -> Session) -> Result<()> {
             loop {
                 tokio::select! {
                     ended = &mut work => break ended,
-                    Some(event) = voice.queue.recv() => voice.pass(event).await?,
-                    _ = tick.tick() => voice.flush(None).await?,
+                    Some(event) = voice.queue.recv() => if voice.pass(event).await.is_err() {
+                        break Err(gone_away());
+                    },
+                    _ = tick.tick() => if voice.flush(None).await.is_err() {
+                        break Err(gone_away());
+                    },
                     // Nobody wants the result of a daemon that is gone.
-                    () = closed(&mut lines) => return Ok(()),
+                    () = closed(&mut lines) => break Err(gone_away()),
                 }
             }
         };
+        if ended
+            .as_ref()
+            .is_err_and(|error| error.kind() == Kind::Cancelled)
+        {
+            // What was being tried must not run on.
+            bench.sweep().await;
+            return Ok(());
+        }
         while let Ok(event) = voice.queue.try_recv() {
             voice.pass(event).await?;
         }
@@ -106,6 +125,10 @@ async fn work(session: impl FnOnce(Config) -> Session) -> Result<()> {
         voice.say(&Answer::Ended(ended)).await?;
     }
     Ok(())
+}
+
+fn gone_away() -> Error {
+    Error::new(Kind::Cancelled, "the daemon went away")
 }
 
 fn socket() -> std::io::Result<UnixStream> {
@@ -279,9 +302,18 @@ impl Bench {
         done
     }
 
+    /// Takes away what was being tried.
+    async fn sweep(&self) {
+        for attached in self.attached.values() {
+            swept(attached, self.session.runtime_dir()).await;
+        }
+    }
+
     async fn prepare(&mut self, job: &Job) -> Result<()> {
         if !self.attached.contains_key(&job.namespace) {
             let attached = self.session.join(Some(&job.namespace)).await?;
+            // A worker that was killed may have left a container that it tried.
+            swept(&attached, self.session.runtime_dir()).await;
             self.attached.insert(job.namespace.clone(), attached);
         }
         self.client().map(drop)
@@ -485,6 +517,19 @@ async fn mend(
     match repaired.error {
         Some(error) => Err(error.with_kind(Kind::StoreDamaged).retry(true)),
         None => Ok(repaired.verdict == keep::Verdict::Repaired),
+    }
+}
+
+/// Takes away what a smoke test left in the engine, within a while.
+async fn swept(attached: &Attached, runtime_dir: &Path) {
+    let sweep = smoke::sweep(&attached.engine, runtime_dir);
+    match timeout(SWEEP, sweep).await {
+        Ok(errors) => {
+            for error in errors {
+                tracing::warn!(%error, "what a smoke test left cannot be taken away yet");
+            }
+        }
+        Err(_) => tracing::warn!("what a smoke test left could not be taken away in time"),
     }
 }
 

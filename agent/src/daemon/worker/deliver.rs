@@ -121,7 +121,19 @@ async fn keep(
     let delivered = artifact::deliver(reference, want, &choice, &repo, &declared.dir).await;
     let delivered = delivered.map_err(|error| {
         // Where a unit may write is its administrator's decision.
-        error.hint("the unit writes only where `ReadWritePaths=` lets it: see edgepull-images(5)")
+        let causes = error.causes().join(" ");
+        let refused = [
+            "Read-only file system",
+            "Permission denied",
+            "not permitted",
+        ];
+        if refused.iter().any(|text| causes.contains(text)) {
+            error.hint_also(
+                "the unit writes only where `ReadWritePaths=` lets it: see edgepull-images(5)",
+            )
+        } else {
+            error
+        }
     })?;
     let (status, bytes) = artifact::outcome(&delivered);
     Ok(Kept {

@@ -1,6 +1,12 @@
 //! The program that is told of an artifact's new files.
 
-use std::{ffi::OsString, path::Path, process::Stdio, time::Duration};
+use std::{
+    ffi::OsString,
+    path::Path,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, killpg},
@@ -21,6 +27,8 @@ use crate::{
 
 /// Who needs longer starts something that goes on by itself.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
+/// How long what it printed is waited for when it has ended.
+const REST: Duration = Duration::from_secs(1);
 /// Bytes of its output that go to the journal; the rest is read and dropped.
 const MOST_OUTPUT: usize = 16 << 10;
 /// Lines of it that are part of a failure.
@@ -61,12 +69,14 @@ impl Hook<'_> {
                 .caused_by(&error)
                 .hint("`hook` names a program and its arguments; what the unit may execute, it may")
         })?;
-        let group = Group::of(&child);
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let ended = timeout(limit, async {
-            tokio::join!(text(stdout), text(stderr), child.wait())
-        });
-        let Ok((stdout, stderr, status)) = ended.await else {
+        let mut group = Group::of(&child);
+        let said: [Said; 2] = Default::default();
+        let [out, err] = said.each_ref().map(Arc::clone);
+        let readers = [
+            tokio::spawn(listen(child.stdout.take(), out)),
+            tokio::spawn(listen(child.stderr.take(), err)),
+        ];
+        let Ok(status) = timeout(limit, child.wait()).await else {
             drop(group);
             return Err(self
                 .failed(Kind::Timeout)
@@ -77,10 +87,22 @@ impl Hook<'_> {
                 .hint("a hook that needs longer starts a service, say, and ends")
                 .retry(true));
         };
-        let lines: Vec<String> = [stdout, stderr]
+        // What it started goes on, and may hold its output open.
+        group.let_go();
+        for reader in readers {
+            let abort = reader.abort_handle();
+            if timeout(REST, reader).await.is_err() {
+                abort.abort();
+            }
+        }
+        let lines: Vec<String> = said
             .iter()
-            .flat_map(|text| text.lines())
-            .map(|line| printable(line, LONGEST_LINE))
+            .map(|text| text.lock().unwrap_or_else(PoisonError::into_inner))
+            .flat_map(|text| {
+                let text = String::from_utf8_lossy(&text).into_owned();
+                let lines = text.lines().map(|line| printable(line, LONGEST_LINE));
+                lines.collect::<Vec<_>>()
+            })
             .collect();
         for line in &lines {
             tracing::info!(
@@ -137,7 +159,7 @@ impl Hook<'_> {
     }
 }
 
-/// Ended as a whole when it is dropped: the hook, and what it started and did not part with.
+/// Ended as a whole when it is dropped before the hook ended: with what it started.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -145,31 +167,36 @@ impl Group {
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         Self(pid.map(Pid::from_raw))
     }
+
+    /// The hook ended by itself: from now on its number may be somebody else's.
+    fn let_go(&mut self) {
+        self.0 = None;
+    }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // Most likely it has ended by itself, and there is no such group.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
 }
 
-/// What it says, up to a bound, read to its end.
-async fn text(from: Option<impl AsyncRead + Unpin>) -> String {
-    let mut kept = Vec::new();
-    if let Some(mut from) = from {
-        let mut buffer = [0; 4096];
-        while let Ok(read) = from.read(&mut buffer).await {
-            let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
-                break;
-            };
-            let room = MOST_OUTPUT.saturating_sub(kept.len());
-            kept.extend(bytes.iter().take(room));
-        }
+/// What it said so far.
+type Said = Arc<Mutex<Vec<u8>>>;
+
+/// Keeps what it says, up to a bound, and reads to its end.
+async fn listen(from: Option<impl AsyncRead + Unpin>, said: Said) {
+    let Some(mut from) = from else { return };
+    let mut buffer = [0; 4096];
+    while let Ok(read) = from.read(&mut buffer).await {
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
+            break;
+        };
+        let mut kept = said.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = MOST_OUTPUT.saturating_sub(kept.len());
+        kept.extend(bytes.iter().take(room));
     }
-    String::from_utf8_lossy(&kept).into_owned()
 }
 
 #[cfg(test)]

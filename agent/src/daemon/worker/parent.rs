@@ -163,6 +163,11 @@ impl Worker {
 
     /// Lets it end, and sees to it that it does.
     pub async fn end(self) {
+        self.end_within(FAREWELL).await;
+    }
+
+    /// The same, for one that has something to take away first.
+    pub async fn end_within(self, patience: Duration) {
         let Self {
             mut child,
             to,
@@ -170,7 +175,7 @@ impl Worker {
             ..
         } = self;
         drop((to, from));
-        if timeout(FAREWELL, child.wait()).await.is_err() {
+        if timeout(patience, child.wait()).await.is_err() {
             let _ = child.start_kill();
             // One that waits for a disk dies when that answers, and the runtime takes note.
             let _ = timeout(FAREWELL, child.wait()).await;

@@ -127,7 +127,8 @@ impl Delivery {
 
 /// Names of the record are names in the directory, whoever wrote it.
 fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name != "." && name != ".." && !name.contains('/')
+    let is_plain = |c: char| c != '/' && !c.is_control();
+    !name.is_empty() && name != "." && name != ".." && name.chars().all(is_plain)
 }
 
 /// Something else of that name (a link, a directory) is no file of ours.
