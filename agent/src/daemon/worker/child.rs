@@ -523,13 +523,12 @@ async fn mend(
 /// Takes away what a smoke test left in the engine, within a while.
 async fn swept(attached: &Attached, runtime_dir: &Path) {
     let sweep = smoke::sweep(&attached.engine, runtime_dir);
-    match timeout(SWEEP, sweep).await {
-        Ok(errors) => {
-            for error in errors {
-                tracing::warn!(%error, "what a smoke test left cannot be taken away yet");
-            }
+    if let Ok(errors) = timeout(SWEEP, sweep).await {
+        for error in errors {
+            tracing::warn!(%error, "what a smoke test left cannot be taken away yet");
         }
-        Err(_) => tracing::warn!("what a smoke test left could not be taken away in time"),
+    } else {
+        tracing::warn!("what a smoke test left could not be taken away in time");
     }
 }
 
