@@ -78,37 +78,61 @@ impl Engine {
     }
 }
 
-/// The directories of the layers below a view, from the bottom up, in containerd's mount
-/// namespace; or why the mounts do not say. `layers` is how many there must be.
-pub fn layer_directories(mounts: &[Mount], layers: usize) -> Result<Vec<PathBuf>, String> {
+/// Where the files below a view are, in containerd's mount namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    /// The topmost first.
+    pub paths: Vec<PathBuf>,
+    /// Overlay's attributes are those of users (`userxattr`): containerd is in a user namespace.
+    pub user_names: bool,
+}
+
+/// The directories below a view, or why its mounts do not say. They are never guessed.
+pub fn directories(mounts: &[Mount]) -> Result<Directories, String> {
     let [mount] = mounts else {
         return Err(format!(
-            "the snapshotter answers with {} mounts",
+            "the snapshotter answers with {} mounts, whose files cannot be seen from here",
             mounts.len()
         ));
     };
-    // In a user namespace layers are unpacked through the mounted file system, and links
-    // of the layers below lead elsewhere.
-    if mount.options.iter().any(|option| option == "userxattr") {
-        return Err("containerd runs in a user namespace".to_owned());
-    }
-    let directories: Vec<PathBuf> = match mount.r#type.as_str() {
+    let paths: Vec<PathBuf> = match mount.r#type.as_str() {
         "bind" => vec![PathBuf::from(&mount.source)],
         "overlay" => mount
             .options
             .iter()
             .find_map(|option| option.strip_prefix("lowerdir="))
-            .map(|list| list.split(':').rev().map(PathBuf::from).collect())
+            .map(|list| list.split(':').map(PathBuf::from).collect())
             .unwrap_or_default(),
-        other => return Err(format!("the snapshotter mounts `{}`", other.escape_debug())),
+        other => {
+            return Err(format!(
+                "the snapshotter mounts `{}`, whose files cannot be seen without a mount",
+                other.escape_debug()
+            ));
+        }
     };
-    if directories.len() != layers || directories.iter().any(|dir| !dir.is_absolute()) {
+    if paths.is_empty() || paths.iter().any(|dir| !dir.is_absolute()) {
+        return Err("the snapshotter does not say where its directories are".to_owned());
+    }
+    let user_names = mount.options.iter().any(|option| option == "userxattr");
+    Ok(Directories { paths, user_names })
+}
+
+/// The directories of the layers below a view, from the bottom up, where each is one layer's;
+/// or why the mounts do not say. `layers` is how many there must be.
+pub fn layer_directories(mounts: &[Mount], layers: usize) -> Result<Vec<PathBuf>, String> {
+    let found = directories(mounts)?;
+    // In a user namespace layers are unpacked through the mounted file system, and links
+    // of the layers below lead elsewhere.
+    if found.user_names {
+        return Err("containerd runs in a user namespace".to_owned());
+    }
+    if found.paths.len() != layers {
         return Err(format!(
             "the mount has {} directories for {layers} layers",
-            directories.len()
+            found.paths.len()
         ));
     }
-    Ok(directories)
+    Ok(found.paths.into_iter().rev().collect())
 }
 
 #[cfg(test)]
@@ -140,5 +164,35 @@ mod tests {
         assert_eq!(dirs(&overlay(&["lowerdir=a:b"]), 2), None);
         assert_eq!(dirs(&[mount("erofs", "/x", &[])], 1), None);
         assert_eq!(dirs(&[], 1), None);
+    }
+
+    #[test]
+    fn where_files_are_is_read_off_the_mounts_and_never_guessed() {
+        let overlay = mount(
+            "overlay",
+            "overlay",
+            &["index=off", "lowerdir=/s/2/fs:/s/1/fs"],
+        );
+        let two = directories(&[overlay]).expect("two");
+        assert_eq!(two.paths, [PathBuf::from("/s/2/fs"), "/s/1/fs".into()]);
+        assert!(!two.user_names);
+        let rootless = mount("overlay", "overlay", &["userxattr", "lowerdir=/s/1"]);
+        assert!(directories(&[rootless]).expect("one").user_names);
+        let native = mount("bind", "/s/1", &["ro", "rbind"]);
+        assert_eq!(
+            directories(&[native]).expect("one").paths,
+            [PathBuf::from("/s/1")]
+        );
+        for unknown in [
+            vec![],
+            vec![mount("erofs", "/x", &[])],
+            vec![mount("fuse3.fuse-overlayfs", "o", &["lowerdir=/a"])],
+            vec![mount("overlay", "overlay", &[])],
+            vec![mount("overlay", "overlay", &["lowerdir=a:/b"])],
+            vec![mount("bind", "relative", &[])],
+            vec![mount("bind", "/a", &[]), mount("bind", "/b", &[])],
+        ] {
+            assert!(directories(&unknown).is_err(), "{unknown:?}");
+        }
     }
 }

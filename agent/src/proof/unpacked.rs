@@ -1,10 +1,7 @@
 //! The proof of an image that is unpacked: through the directories that a read-only view of its
 //! snapshot names.
 
-use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use containerd_client::types::Mount;
 use edgepull_platform::Host;
@@ -17,7 +14,7 @@ use super::{
     tree::{Place, follow},
 };
 use crate::{
-    containerd::{Engine, Lease, lease::lease_hash},
+    containerd::{Engine, Lease, lease::lease_hash, stack::directories},
     error::{Error, Result},
     kind::Kind,
     oci::{ChainId, Digest},
@@ -79,9 +76,9 @@ async fn look(
     let judged = match directories(&mounts) {
         Err(reason) => Ok(Proof::unknown(launch.words(), reason)),
         // A disk that hangs holds up a thread and not the rest.
-        Ok((directories, user_names)) => tokio::task::spawn_blocking(move || {
-            let one_each = directories.len() == layers.len();
-            match Layers::open(&directories, one_each, user_names) {
+        Ok(found) => tokio::task::spawn_blocking(move || {
+            let one_each = found.paths.len() == layers.len();
+            match Layers::open(&found.paths, one_each, found.user_names) {
                 Ok(mut tree) => prove(&launch, &mut tree, &layers, &host),
                 Err(error) => Proof::unknown(launch.words(), cannot_see(&error)),
             }
@@ -107,9 +104,9 @@ pub async fn texts(
     paths: &'static [&'static str],
 ) -> Result<Vec<Option<String>>> {
     let unseen = |reason: String| Error::new(Kind::Unsupported, reason);
-    let (directories, user_names) = directories(mounts).map_err(unseen)?;
+    let found = directories(mounts).map_err(unseen)?;
     tokio::task::spawn_blocking(move || {
-        let mut tree = Layers::open(&directories, false, user_names)?;
+        let mut tree = Layers::open(&found.paths, false, found.user_names)?;
         let read = |path: &&str| match follow(&mut tree, path.as_bytes()) {
             Place::File { path, .. } => tree.text(&path).map(Some),
             Place::Nothing => Ok(None),
@@ -128,79 +125,4 @@ fn cannot_see(error: &Error) -> String {
         "the image's files cannot be seen: {}{cause}",
         error.message()
     )
-}
-
-/// The directories below a view, the topmost first, in containerd's mount namespace, and whether
-/// their attributes are those of users; or why the mounts do not say.
-fn directories(mounts: &[Mount]) -> Result<(Vec<PathBuf>, bool), String> {
-    let [mount] = mounts else {
-        return Err(format!(
-            "the snapshotter answers with {} mounts, whose files cannot be seen from here",
-            mounts.len()
-        ));
-    };
-    let directories: Vec<PathBuf> = match mount.r#type.as_str() {
-        "bind" => vec![PathBuf::from(&mount.source)],
-        "overlay" => mount
-            .options
-            .iter()
-            .find_map(|option| option.strip_prefix("lowerdir="))
-            .map(|list| list.split(':').map(PathBuf::from).collect())
-            .unwrap_or_default(),
-        other => {
-            return Err(format!(
-                "the snapshotter mounts `{}`, whose files cannot be seen without a mount",
-                other.escape_debug()
-            ));
-        }
-    };
-    if directories.is_empty() || directories.iter().any(|dir| !dir.is_absolute()) {
-        return Err("the snapshotter does not say where its directories are".to_owned());
-    }
-    let user_names = mount.options.iter().any(|option| option == "userxattr");
-    Ok((directories, user_names))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
-        Mount {
-            r#type: kind.to_owned(),
-            source: source.to_owned(),
-            target: String::new(),
-            options: options.iter().map(|o| (*o).to_owned()).collect(),
-        }
-    }
-
-    #[test]
-    fn directories_are_read_off_the_mounts_and_never_guessed() {
-        let overlay = mount(
-            "overlay",
-            "overlay",
-            &["index=off", "lowerdir=/s/2/fs:/s/1/fs"],
-        );
-        let (two, user_names) = directories(&[overlay]).expect("two");
-        assert_eq!(two, [PathBuf::from("/s/2/fs"), "/s/1/fs".into()]);
-        assert!(!user_names);
-        let rootless = mount("overlay", "overlay", &["userxattr", "lowerdir=/s/1"]);
-        assert!(directories(&[rootless]).expect("one").1);
-        let native = mount("bind", "/s/1", &["ro", "rbind"]);
-        assert_eq!(
-            directories(&[native]).expect("one"),
-            (vec![PathBuf::from("/s/1")], false)
-        );
-        for unknown in [
-            vec![],
-            vec![mount("erofs", "/x", &[])],
-            vec![mount("fuse3.fuse-overlayfs", "o", &["lowerdir=/a"])],
-            vec![mount("overlay", "overlay", &[])],
-            vec![mount("overlay", "overlay", &["lowerdir=a:/b"])],
-            vec![mount("bind", "relative", &[])],
-            vec![mount("bind", "/a", &[]), mount("bind", "/b", &[])],
-        ] {
-            assert!(directories(&unknown).is_err(), "{unknown:?}");
-        }
-    }
 }
