@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::oci::Verified;
 
 /// Where commands are looked for if the image does not say, as in containerd's default spec.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The command of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -18,8 +18,8 @@ mod unpacked;
 pub use self::{
     archive::of_layers,
     judge::{Link, Proof, prove},
-    launch::Launch,
+    launch::{DEFAULT_PATH, Launch},
     policy::{Emulation, Judged, Policy, Promise},
     tree::{FileNode, Node, Tree},
-    unpacked::{of_snapshot, texts},
+    unpacked::{of_mounts, of_snapshot, texts},
 };

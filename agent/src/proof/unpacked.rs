@@ -72,8 +72,28 @@ async fn look(
     let engine = lease.engine()?;
     let key = format!("{VIEW}{own} {top}");
     let mounts = engine.view(snapshotter, &key, top.as_str()).await?;
+    let judged = of_mounts(&mounts, launch, layers, host).await;
+    // It goes with the lease if not now: no reason to throw an answer away.
+    if let Err(error) = engine.remove_snapshot_named(snapshotter, &key).await {
+        tracing::warn!(%error, "a view of an image could not be removed");
+    }
+    judged
+}
+
+/// Judges what the mounts of a snapshot make up; what a container wrote there is not seen. Mounts
+/// whose files cannot be seen from here make the verdict unknown.
+///
+/// # Errors
+///
+/// `internal`, where the look itself breaks off.
+pub async fn of_mounts(
+    mounts: &[Mount],
+    launch: Launch,
+    layers: Vec<Digest>,
+    host: &Host,
+) -> Result<Proof> {
     let host = host.clone();
-    let judged = match directories(&mounts) {
+    match directories(mounts) {
         Err(reason) => Ok(Proof::unknown(launch.words(), reason)),
         // A disk that hangs holds up a thread and not the rest.
         Ok(found) => tokio::task::spawn_blocking(move || {
@@ -85,12 +105,7 @@ async fn look(
         })
         .await
         .map_err(|_| Error::new(Kind::Internal, "the thread that looks at files ended early")),
-    };
-    // It goes with the lease if not now: no reason to throw an answer away.
-    if let Err(error) = engine.remove_snapshot_named(snapshotter, &key).await {
-        tracing::warn!(%error, "a view of an image could not be removed");
     }
-    judged
 }
 
 /// The text of files of an image, each at most 1 MiB of it, through the directories that the

@@ -14,10 +14,6 @@ use std::{
 };
 
 use containerd_client::types::Mount;
-use edgepull_platform::{
-    Host,
-    executable::{Found, Judgement, Needs, judge_with},
-};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
@@ -164,44 +160,6 @@ impl Root {
             return Err(io::Error::other(format!("{path} is longer than 1 MiB")));
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
-
-    /// What speaks for and against the program that `args` begin with, if it is there.
-    pub(super) fn judge(
-        &self,
-        program: &str,
-        env: &[String],
-        cwd: &str,
-        host: &Host,
-    ) -> Option<Judgement> {
-        let within = |path: &[u8]| {
-            if path.first() == Some(&b'/') {
-                path.to_vec()
-            } else {
-                [b"/", cwd.as_bytes(), b"/", path].concat()
-            }
-        };
-        let needs = |path: &[u8]| match self.file(&within(path)) {
-            Ok(Some(file)) => Found::File(Box::new(Needs::read(&file))),
-            Ok(None) => Found::Missing,
-            Err(_) => Found::NotLooked,
-        };
-        let places: Vec<String> = if program.contains('/') {
-            vec![program.to_owned()]
-        } else {
-            let path = env.iter().find_map(|one| one.strip_prefix("PATH="));
-            path.unwrap_or(super::spec::DEFAULT_PATH)
-                .split(':')
-                .filter(|dir| !dir.is_empty())
-                .map(|dir| format!("{dir}/{program}"))
-                .collect()
-        };
-        places
-            .iter()
-            .find_map(|place| match needs(place.as_bytes()) {
-                Found::File(first) => Some(judge_with(&first, host, &mut |path| needs(path))),
-                _ => None,
-            })
     }
 }
 

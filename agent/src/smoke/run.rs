@@ -6,7 +6,7 @@ use std::{
 };
 
 use containerd_client::types::Mount;
-use edgepull_platform::{Host, How, Platform, executable::Verdict};
+use edgepull_platform::{Host, How, Platform};
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -33,7 +33,7 @@ use crate::{
     event::Events,
     kind::Kind,
     oci::Repository,
-    proof,
+    proof::{self, Launch},
     pull::{Held, Holder},
     source::Source,
 };
@@ -223,7 +223,7 @@ impl Smoke<'_> {
         };
         let (stdout, stderr) = streams.finish();
         let (mut report, judge) = self.judged(&end, duration, stdout, stderr);
-        if judge && let Some(reason) = self.look(place, &mounts, args, wanted).await {
+        if judge && let Some(reason) = self.look(image, &mounts, args).await {
             report.reason = Some(reason);
         }
         if let End::Refused { says, .. } = end
@@ -457,26 +457,17 @@ impl Smoke<'_> {
     }
 
     /// What the files themselves say against the program, if they can be looked at.
-    async fn look(
-        &self,
-        place: &Place,
-        mounts: &[Mount],
-        args: &[String],
-        wanted: &Wanted,
-    ) -> Option<String> {
-        let program = args.first()?.clone();
-        let (env, cwd) = (wanted.env.clone(), wanted.working_dir.clone());
-        let host = self.host.clone();
-        let judged = rootfs::within(mounts, place.root(), move |root| {
-            root.judge(&program, &env, &cwd, &host)
-        });
-        match judged.await {
-            Ok(judgement) => {
-                let Verdict::Refused { reason, .. } = judgement?.verdict else {
-                    return None;
-                };
+    async fn look(&self, image: Image<'_>, mounts: &[Mount], args: &[String]) -> Option<String> {
+        let launch = Launch::of(&image.choice.config)?.with_command(args.to_vec());
+        let proof = proof::of_mounts(mounts, launch, Vec::new(), self.host).await;
+        match proof {
+            // Nothing is mounted in a run, so that a doubt about a file that was found is a reason,
+            // too. Of one that was not, the runtime's own words say as much.
+            Ok(proof) if !proof.verdict.runs() && !proof.chain.is_empty() => {
+                let reason = proof.verdict.reason()?;
                 Some(format!("{}: {reason}", args.first()?))
             }
+            Ok(_) => None,
             Err(error) => {
                 tracing::debug!(%error, "the files of the image cannot be looked at");
                 None

@@ -10,6 +10,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{rootfs::Directory, user::Ids};
+use crate::proof::DEFAULT_PATH;
 
 /// What a tmpfs of the container may hold; its pages count as the container's memory as well.
 const TMPFS: &str = "size=65536k";
@@ -90,10 +91,6 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sys",
     "/proc/sysrq-trigger",
 ];
-
-/// Where programs are looked for, if the image does not say.
-pub(super) const DEFAULT_PATH: &str =
-    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The JSON.
 pub(super) fn spec(container: &Container<'_>) -> Value {

@@ -213,7 +213,8 @@ pub fn judge_with(needs: &Needs, host: &Host, find: &mut dyn FnMut(&[u8]) -> Fou
                 needs: *needs,
             }),
             Found::Missing => break missing_interpreter(script),
-            Found::NotLooked | Found::Unseen => break alone(script),
+            Found::NotLooked => break alone(script),
+            Found::Unseen => break unseen_interpreter(script),
         }
     };
     let verdict = match doubts.first() {
@@ -250,6 +251,14 @@ fn missing_interpreter(script: &Script) -> Verdict {
             pitfall(script)
         ),
     )
+}
+
+fn unseen_interpreter(script: &Script) -> Verdict {
+    Verdict::unknown(format!(
+        "its interpreter `{}` is not there or cannot be looked at: it runs only where something is mounted that brings it{}",
+        path(&script.interpreter),
+        pitfall(script)
+    ))
 }
 
 fn alone(script: &Script) -> Verdict {

@@ -184,7 +184,8 @@ async fn look(
         return Err(Error::new(
             Kind::Unsupported,
             "what the reference offers here is an artifact, of which nothing is started",
-        ));
+        )
+        .hint("`edgepull pull --artifact-dir DIR` delivers and verifies its files"));
     }
     row.proof = match Launch::of(&choice.config) {
         Some(launch) if call.command.is_empty() => prove(context, place, &choice, launch).await?,
