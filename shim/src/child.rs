@@ -1,0 +1,175 @@
+//! Processes that this process is the parent of: those that it starts (the OCI runtime, loggers),
+//! and those that come to it as their subreaper (a container's init, what `exec` left).
+//!
+//! One loop reaps them all ([`reap_forever`]), so nothing else may wait for a child: not std's
+//! `Child::wait`, not tokio's processes. Everything here is of one thread, which makes the two
+//! classical races impossible: a process that ends before anybody asks for it is kept by the
+//! [`Watch`] that was opened before it could be started, and what was reaped is never looked up
+//! by a number that may belong to another by then.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::process::Command;
+use std::rc::{Rc, Weak};
+use std::time::SystemTime;
+
+use nix::unistd::Pid;
+use rustix::process::WaitOptions;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Its exit code, or 128 and the signal.
+    pub status: i32,
+    /// When that was seen.
+    pub at: SystemTime,
+}
+
+/// The end of a process, to come.
+#[derive(Debug)]
+pub struct Ending(oneshot::Receiver<Exit>);
+
+impl Ending {
+    /// Waits for the end.
+    pub async fn exit(self) -> Exit {
+        // The sender is dropped with the registry alone, which lives as long as the thread.
+        self.0.await.unwrap_or(Exit {
+            status: 255,
+            at: SystemTime::now(),
+        })
+    }
+}
+
+type Reaped = Rc<RefCell<Vec<(Pid, Exit)>>>;
+
+#[derive(Default)]
+struct Registry {
+    /// Who waits for whom.
+    waiting: HashMap<Pid, oneshot::Sender<Exit>>,
+    /// Who wants to know of everybody.
+    watches: Vec<Weak<RefCell<Vec<(Pid, Exit)>>>>,
+}
+
+thread_local! {
+    static REGISTRY: RefCell<Registry> = RefCell::default();
+}
+
+fn register(pid: Pid) -> Ending {
+    let (sender, receiver) = oneshot::channel();
+    REGISTRY.with_borrow_mut(|registry| registry.waiting.insert(pid, sender));
+    Ending(receiver)
+}
+
+/// A process that was started here.
+#[derive(Debug)]
+pub struct Child {
+    pub pid: Pid,
+    pub ending: Ending,
+    /// The parent's ends of the pipes that the command asked for.
+    pub stdin: Option<std::process::ChildStdin>,
+    pub stdout: Option<std::process::ChildStdout>,
+    pub stderr: Option<std::process::ChildStderr>,
+}
+
+/// Starts a process. Its end is seen by [`reap_forever`] alone.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    let mut child = command.spawn()?;
+    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    let pid = Pid::from_raw(pid);
+    Ok(Child {
+        pid,
+        // No reaping can come between: it happens on this thread, between two awaits.
+        ending: register(pid),
+        stdin: child.stdin.take(),
+        stdout: child.stdout.take(),
+        stderr: child.stderr.take(),
+    })
+}
+
+/// Keeps what ends from now on, so that a process whose number becomes known later is not missed.
+#[derive(Debug, Default)]
+pub struct Watch(Reaped);
+
+impl Watch {
+    /// Begins; before whatever starts the process.
+    pub fn begin() -> Watch {
+        let watch = Watch::default();
+        REGISTRY.with_borrow_mut(|registry| {
+            registry.watches.retain(|other| other.strong_count() > 0);
+            registry.watches.push(Rc::downgrade(&watch.0));
+        });
+        watch
+    }
+
+    /// The end of `pid`, whether it came already or not.
+    pub fn claim(&self, pid: Pid) -> Ending {
+        let known = self.0.borrow();
+        let Some((_, exit)) = known.iter().rev().find(|(reaped, _)| *reaped == pid) else {
+            return register(pid);
+        };
+        let (sender, receiver) = oneshot::channel();
+        // The receiver is here; it cannot be gone.
+        let _ = sender.send(*exit);
+        Ending(receiver)
+    }
+}
+
+/// The loop; to be begun before the first child.
+#[derive(Debug)]
+pub struct Reaper(Signal);
+
+impl Reaper {
+    pub fn new() -> io::Result<Reaper> {
+        Ok(Reaper(signal(SignalKind::child())?))
+    }
+
+    /// Reaps until the process ends.
+    pub async fn reap_forever(mut self) {
+        loop {
+            reap();
+            if self.0.recv().await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+/// Takes every child that has ended. One signal may stand for many.
+fn reap() {
+    loop {
+        let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) => (Pid::from_raw(pid.as_raw_nonzero().get()), status),
+            Err(rustix::io::Errno::INTR) => continue,
+            // Nobody has ended, or there is nobody.
+            Ok(None) | Err(_) => return,
+        };
+        // Real-time signals are numbers without a name, so this is no enumeration.
+        let Some(status) = status
+            .exit_status()
+            .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+        else {
+            continue;
+        };
+        let exit = Exit {
+            status,
+            at: SystemTime::now(),
+        };
+        REGISTRY.with_borrow_mut(|registry| {
+            if let Some(sender) = registry.waiting.remove(&pid) {
+                // Nobody may be interested any more.
+                let _ = sender.send(exit);
+                return;
+            }
+            registry.watches.retain(|watch| {
+                let Some(kept) = watch.upgrade() else {
+                    return false;
+                };
+                kept.borrow_mut().push((pid, exit));
+                true
+            });
+        });
+    }
+}

@@ -1,0 +1,4 @@
+//! The parts of `containerd-shim-edgepull-v1`; see ARCHITECTURE.md.
+
+pub mod child;
+pub mod error;

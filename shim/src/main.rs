@@ -1,0 +1,3 @@
+//! `containerd-shim-edgepull-v1`.
+
+fn main() {}
