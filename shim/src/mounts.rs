@@ -1,0 +1,386 @@
+//! Mounting what a snapshotter describes, and taking it away.
+
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::error::{Error, Result};
+use crate::log;
+use crate::wire::Mount;
+
+/// The kernel takes one page of options.
+const PAGE: usize = 4096;
+/// Left free of it, as containerd does.
+const MARGIN: usize = 512;
+
+const PROPAGATION: MsFlags = MsFlags::MS_SHARED
+    .union(MsFlags::MS_PRIVATE)
+    .union(MsFlags::MS_SLAVE)
+    .union(MsFlags::MS_UNBINDABLE);
+
+/// What a word of fstab(5) sets or takes back.
+fn flag(word: &str) -> Option<(bool, MsFlags)> {
+    Some(match word {
+        "async" => (false, MsFlags::MS_SYNCHRONOUS),
+        "atime" => (false, MsFlags::MS_NOATIME),
+        "bind" => (true, MsFlags::MS_BIND),
+        "defaults" => (true, MsFlags::empty()),
+        "dev" => (false, MsFlags::MS_NODEV),
+        "diratime" => (false, MsFlags::MS_NODIRATIME),
+        "dirsync" => (true, MsFlags::MS_DIRSYNC),
+        "exec" => (false, MsFlags::MS_NOEXEC),
+        "mand" => (true, MsFlags::MS_MANDLOCK),
+        "noatime" => (true, MsFlags::MS_NOATIME),
+        "nodev" => (true, MsFlags::MS_NODEV),
+        "nodiratime" => (true, MsFlags::MS_NODIRATIME),
+        "noexec" => (true, MsFlags::MS_NOEXEC),
+        "nomand" => (false, MsFlags::MS_MANDLOCK),
+        "norelatime" => (false, MsFlags::MS_RELATIME),
+        "nostrictatime" => (false, MsFlags::MS_STRICTATIME),
+        "nosuid" => (true, MsFlags::MS_NOSUID),
+        "rbind" => (true, MsFlags::MS_BIND.union(MsFlags::MS_REC)),
+        "relatime" => (true, MsFlags::MS_RELATIME),
+        "remount" => (true, MsFlags::MS_REMOUNT),
+        "ro" => (true, MsFlags::MS_RDONLY),
+        "rw" => (false, MsFlags::MS_RDONLY),
+        "strictatime" => (true, MsFlags::MS_STRICTATIME),
+        "suid" => (false, MsFlags::MS_NOSUID),
+        "sync" => (true, MsFlags::MS_SYNCHRONOUS),
+        "private" => (true, MsFlags::MS_PRIVATE),
+        "rprivate" => (true, MsFlags::MS_PRIVATE.union(MsFlags::MS_REC)),
+        "shared" => (true, MsFlags::MS_SHARED),
+        "rshared" => (true, MsFlags::MS_SHARED.union(MsFlags::MS_REC)),
+        "slave" => (true, MsFlags::MS_SLAVE),
+        "rslave" => (true, MsFlags::MS_SLAVE.union(MsFlags::MS_REC)),
+        "unbindable" => (true, MsFlags::MS_UNBINDABLE),
+        "runbindable" => (true, MsFlags::MS_UNBINDABLE.union(MsFlags::MS_REC)),
+        _ => return None,
+    })
+}
+
+/// Options as the kernel takes them.
+#[derive(Debug, PartialEq)]
+struct Parsed {
+    flags: MsFlags,
+    /// What a bind mount is made private or shared with, in a call of its own.
+    propagation: MsFlags,
+    data: Vec<String>,
+}
+
+fn parse(options: &[String]) -> Result<Parsed> {
+    let mut parsed = Parsed {
+        flags: MsFlags::empty(),
+        propagation: MsFlags::empty(),
+        data: Vec::new(),
+    };
+    for option in options {
+        match flag(option) {
+            Some((true, flags)) if flags.intersects(PROPAGATION) => parsed.propagation |= flags,
+            Some((true, flags)) => parsed.flags |= flags,
+            Some((false, flags)) => parsed.flags &= !flags,
+            None if option == "loop" => {
+                return Err(Error::new(
+                    crate::error::Code::Unimplemented,
+                    "the root file system is an image file that wants a loop device; use the runtime io.containerd.runc.v2 for it",
+                ));
+            }
+            None => parsed.data.push(option.clone()),
+        }
+    }
+    Ok(parsed)
+}
+
+/// Mounts one after the other onto `root`. What was mounted before one that fails stays: [`unmount`]
+/// takes it away.
+pub fn mount_all(mounts: &[Mount], root: &Path) -> Result<()> {
+    for one in mounts {
+        let target = if one.target.is_empty() {
+            root.to_owned()
+        } else {
+            below(root, &one.target)?
+        };
+        mount_one(one, &target).map_err(|error| {
+            let what = format!("mounting {} on {}", one.kind, target.display());
+            error.context(what)
+        })?;
+    }
+    Ok(())
+}
+
+/// A target inside the root, links in it resolved there. containerd names such targets only where a
+/// snapshotter did; a path that climbs is refused.
+fn below(root: &Path, target: &str) -> Result<PathBuf> {
+    let mut path = root.to_owned();
+    for name in target
+        .split('/')
+        .filter(|name| !name.is_empty() && *name != ".")
+    {
+        if name == ".." {
+            return Err(Error::invalid(format!(
+                "the mount target `{target}` leads outside"
+            )));
+        }
+        path.push(name);
+        if path.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
+            return Err(Error::invalid(format!(
+                "the mount target `{target}` leads over a link"
+            )));
+        }
+    }
+    Ok(path)
+}
+
+fn mount_one(one: &Mount, target: &Path) -> Result<()> {
+    let mut options = one.options.clone();
+    let mut base = None;
+    let length = |options: &[String]| options.iter().map(|one| one.len() + 1).sum::<usize>();
+    if one.kind == "overlay" && length(&options) >= PAGE - MARGIN {
+        base = shorten(&mut options);
+    }
+    if options
+        .iter()
+        .any(|option| option.starts_with("uidmap=") || option.starts_with("gidmap="))
+    {
+        return Err(Error::new(
+            crate::error::Code::Unimplemented,
+            "the root file system wants a user namespace of its own (idmapped mounts)",
+        ));
+    }
+    let parsed = parse(&options)?;
+    let data = parsed.data.join(",");
+    if data.len() >= PAGE {
+        return Err(Error::invalid(format!(
+            "the options have {} bytes, the kernel takes {PAGE}: too many layers",
+            data.len()
+        )));
+    }
+    let kind = Some(one.kind.as_str()).filter(|kind| *kind != "bind");
+    let data = Some(data.as_str()).filter(|data| !data.is_empty());
+    if !parsed.flags.contains(MsFlags::MS_REMOUNT) || data.is_some() {
+        in_directory(base.as_deref(), || {
+            mount(Some(one.source.as_str()), target, kind, parsed.flags, data)
+        })
+        .map_err(|errno| failed(one, errno))?;
+    }
+    let none: Option<&str> = None;
+    if !parsed.propagation.is_empty() {
+        mount(none, target, none, parsed.propagation, none).map_err(|errno| failed(one, errno))?;
+    }
+    // A bind mount gets its rights by a second call alone.
+    if parsed.flags.contains(MsFlags::MS_BIND | MsFlags::MS_RDONLY) {
+        let flags = parsed.flags | MsFlags::MS_REMOUNT;
+        mount(none, target, none, flags, none).map_err(|errno| failed(one, errno))?;
+    }
+    Ok(())
+}
+
+fn failed(one: &Mount, errno: Errno) -> Error {
+    let source = one.source.escape_debug();
+    Error::unknown(format!("from `{source}`: {} ({})", errno.desc(), errno))
+}
+
+/// Runs `work` with `directory` as the current one. Nothing else of this process uses relative paths,
+/// and nothing else runs meanwhile.
+fn in_directory<T>(
+    directory: Option<&Path>,
+    work: impl FnOnce() -> nix::Result<T>,
+) -> nix::Result<T> {
+    let Some(directory) = directory else {
+        return work();
+    };
+    nix::unistd::chdir(directory)?;
+    let result = work();
+    nix::unistd::chdir("/")?;
+    result
+}
+
+/// Makes the lower directories of an overlay relative to the directory that holds all of them, and
+/// returns that one.
+fn shorten(options: &mut [String]) -> Option<PathBuf> {
+    let option = options
+        .iter_mut()
+        .find(|one| one.starts_with("lowerdir="))?;
+    let (_, value) = option.split_once('=')?;
+    let lower: Vec<&str> = value.split(':').collect();
+    let first = lower.first()?;
+    let mut common = first.rsplit_once('/')?.0;
+    while !lower.iter().all(|dir| {
+        dir.strip_prefix(common)
+            .is_some_and(|rest| rest.starts_with('/'))
+    }) {
+        common = common.rsplit_once('/')?.0;
+    }
+    if common.is_empty() || lower.len() < 2 {
+        return None;
+    }
+    let base = PathBuf::from(common);
+    let short: Vec<&str> = lower
+        .iter()
+        .filter_map(|dir| dir.strip_prefix(common)?.strip_prefix('/'))
+        .collect();
+    *option = format!("lowerdir={}", short.join(":"));
+    Some(base)
+}
+
+/// Takes away all that is mounted on `root`, one above the other. An overlay writes its files to the
+/// disk when it goes, which may take long: this is for a thread of its own.
+pub fn unmount(root: &Path) -> Result<()> {
+    // More than one only where a snapshotter stacks; the bound is against a race without end.
+    for _ in 0..128 {
+        match umount2(root, MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) | Err(Errno::EINTR) => {}
+            // Nothing is mounted there (any more).
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(Errno::EBUSY) => {
+                log::debug(format!("{} is busy", root.display()));
+                umount2(root, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+                    .map_err(|errno| Error::io(format!("unmounting {}", root.display()), errno))?;
+            }
+            Err(errno) => {
+                return Err(Error::io(format!("unmounting {}", root.display()), errno));
+            }
+        }
+    }
+    Err(Error::unknown(format!("{} stays mounted", root.display())))
+}
+
+/// The same for everything below `root` as well, the deepest first.
+pub fn unmount_recursive(root: &Path) -> Result<()> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let text = String::from_utf8_lossy(&table);
+    let mut below: Vec<PathBuf> = text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(unescape(point)))
+        .filter(|point| point != root && point.starts_with(root))
+        .collect();
+    below.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
+    for point in below {
+        unmount(&point)?;
+    }
+    unmount(root)
+}
+
+/// The kernel writes blanks as `\040`.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn words(text: &[&str]) -> Vec<String> {
+        text.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn options_are_read_as_fstab_has_them() {
+        let parsed = parse(&words(&[
+            "rbind",
+            "ro",
+            "rw",
+            "ro",
+            "rprivate",
+            "lowerdir=/a",
+        ]))
+        .unwrap();
+        assert_eq!(
+            parsed.flags,
+            MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY
+        );
+        assert_eq!(parsed.propagation, MsFlags::MS_PRIVATE | MsFlags::MS_REC);
+        assert_eq!(parsed.data, ["lowerdir=/a"]);
+        assert!(parse(&words(&["loop"])).is_err());
+    }
+
+    #[test]
+    fn long_options_become_short() {
+        let mut options = words(&["index=off", "lowerdir=/v/s/12/fs:/v/s/1/fs:/v/s/123/fs"]);
+        assert_eq!(shorten(&mut options), Some("/v/s".into()));
+        assert_eq!(options[1], "lowerdir=12/fs:1/fs:123/fs");
+        for lower in ["lowerdir=/a", "lowerdir=/a/b:/c/d", "lowerdir=a:b"] {
+            assert_eq!(shorten(&mut words(&[lower])), None, "{lower}");
+        }
+    }
+
+    fn bind(source: &Path, options: &[&str]) -> Mount {
+        Mount {
+            kind: "bind".to_owned(),
+            source: source.to_str().unwrap().to_owned(),
+            target: String::new(),
+            options: words(options),
+        }
+    }
+
+    #[test]
+    fn mounts_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, root) = (dir.path().join("source"), dir.path().join("root"));
+        std::fs::create_dir(&source).unwrap();
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(source.join("f"), "x").unwrap();
+        std::fs::create_dir(source.join("d")).unwrap();
+        let over = Mount {
+            target: "d".to_owned(),
+            ..bind(&source, &["rbind"])
+        };
+        mount_all(&[bind(&source, &["rbind", "ro"]), over], &root).unwrap();
+        assert!(root.join("f").exists() && root.join("d/f").exists());
+        assert!(std::fs::write(root.join("g"), "").is_err(), "read-only");
+        assert!(unmount(&root).is_ok(), "a busy one is detached");
+        unmount_recursive(&root).unwrap();
+        assert!(!root.join("f").exists());
+        unmount_recursive(&root).unwrap();
+        let climbing = Mount {
+            target: "../x".to_owned(),
+            ..bind(&source, &["rbind"])
+        };
+        assert!(mount_all(&[climbing], &root).is_err());
+        let gone = bind(&dir.path().join("gone"), &["bind"]);
+        let error = mount_all(&[gone], &root).unwrap_err();
+        assert!(
+            error.message().contains("gone") && error.message().contains("No such file"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_overlay_of_many_layers_is_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        // tmpfs: an overlay may not lie on an overlay.
+        let base = dir.path().join("base");
+        std::fs::create_dir(&base).unwrap();
+        let none: Option<&str> = None;
+        mount(Some("tmpfs"), &base, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let mut lower = Vec::new();
+        for n in 0..60 {
+            let layer = base.join("long".repeat(20)).join(n.to_string()).join("fs");
+            std::fs::create_dir_all(&layer).unwrap();
+            std::fs::write(layer.join(n.to_string()), "").unwrap();
+            lower.push(layer.to_str().unwrap().to_owned());
+        }
+        let overlay = Mount {
+            kind: "overlay".to_owned(),
+            source: "overlay".to_owned(),
+            target: String::new(),
+            options: vec![format!("lowerdir={}", lower.join(":"))],
+        };
+        let result = mount_all(&[overlay], &root);
+        let seen = (0..60)
+            .filter(|n| root.join(n.to_string()).exists())
+            .count();
+        unmount(&root).unwrap();
+        unmount(&base).unwrap();
+        result.unwrap();
+        assert_eq!(seen, 60);
+        assert_eq!(std::env::current_dir().unwrap(), Path::new("/"));
+    }
+}
