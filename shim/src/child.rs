@@ -63,6 +63,11 @@ fn register(pid: Pid) -> Ending {
     Ending(receiver)
 }
 
+/// Whether `pid` is a child that somebody waits for and that was not reaped: then the number is its own.
+pub fn is_waited_for(pid: Pid) -> bool {
+    REGISTRY.with_borrow(|registry| registry.waiting.contains_key(&pid))
+}
+
 /// A process that was started here.
 #[derive(Debug)]
 pub struct Child {

@@ -1,10 +1,17 @@
 //! The parts of `containerd-shim-edgepull-v1`; see ARCHITECTURE.md.
 
 pub mod bundle;
+pub mod cgroup;
 pub mod child;
+pub mod cli;
+pub mod config;
 pub mod error;
+pub mod gate;
 pub mod log;
 pub mod mounts;
 pub mod oci;
+pub mod polled;
 pub mod publish;
+pub mod stdio;
+pub mod task;
 pub mod wire;

@@ -26,6 +26,13 @@ pub fn open(path: &Path, debug: bool) {
     LOG.set(file.ok());
 }
 
+/// The same, if there is such a FIFO; otherwise the one before stays.
+pub fn follow(path: &Path) {
+    if path.exists() {
+        open(path, DEBUG.get());
+    }
+}
+
 fn line(level: &str, message: &dyn Display) {
     LOG.with_borrow_mut(|log| {
         let Some(log) = log else { return };

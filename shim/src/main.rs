@@ -1,3 +1,26 @@
 //! `containerd-shim-edgepull-v1`.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use edgepull_shim::cli::{self, Flags};
+
+fn main() -> ExitCode {
+    let words = std::env::args_os().skip(1);
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    let result = Flags::parse(words).and_then(|flags| cli::run(&flags));
+    // Whatever reads this takes all of it: nothing else may be printed, on either of the two.
+    let printed = match result {
+        Ok(bytes) => std::io::stdout()
+            .write_all(&bytes)
+            .map_err(|error| error.to_string()),
+        Err(error) => Err(error.message().to_owned()),
+    };
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            let _ = writeln!(std::io::stderr(), "containerd-shim-edgepull-v1: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

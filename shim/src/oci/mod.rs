@@ -1,5 +1,6 @@
 //! The OCI runtime (runc, crun, youki, ...) as a program: one call, one process.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -465,18 +467,32 @@ fn last_error(path: &Path, after: u64) -> Option<String> {
         .map(|line| line.msg)
 }
 
+thread_local! {
+    /// How many descriptors a process may have that is not this one: containers inherit it.
+    static LIMIT: Cell<Option<(rlim_t, rlim_t)>> = const { Cell::new(None) };
+}
+
+/// What is started here gets this limit of descriptors, whatever this process itself has.
+pub fn remember_limit(soft: rlim_t, hard: rlim_t) {
+    LIMIT.set(Some((soft, hard)));
+}
+
 /// The kernel kills the runtime when this process goes: half-way through, it would be in the way of
 /// whoever cleans up.
 fn dies_with_us(command: &mut Command) {
-    let set = || {
+    let limit = LIMIT.get();
+    let set = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if let Some((soft, hard)) = limit {
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+        }
         Ok(())
     };
     #[allow(
         unsafe_code,
         reason = "what is set between fork and exec can be set nowhere else"
     )]
-    // SAFETY: one prctl(2), which allocates nothing and takes no lock.
+    // SAFETY: two calls of the system, which allocate nothing and take no lock.
     unsafe {
         command.pre_exec(set);
     }

@@ -3,6 +3,7 @@
 //! for is left out (protobuf skips what it does not know).
 
 pub mod events;
+pub mod group;
 pub mod options;
 pub mod start;
 pub mod task;

@@ -319,5 +319,52 @@ impl Client {
     }
 }
 
+/// Why a single call came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Once {
+    /// It was answered with an error.
+    Refused,
+    /// The peer went away.
+    Lost,
+    /// The peer took longer than the socket's own limit.
+    Late,
+}
+
+/// One call, where there is no runtime for tasks: blocking, and the connection is closed after it.
+pub fn call_once(
+    mut stream: std::os::unix::net::UnixStream,
+    service: &str,
+    method: &str,
+    message: &impl Message,
+) -> std::result::Result<Vec<u8>, Once> {
+    use std::io::{ErrorKind, Read, Write};
+    let lost = |error: io::Error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Once::Late,
+        _ => Once::Lost,
+    };
+    let request = Request {
+        service: service.to_owned(),
+        method: method.to_owned(),
+        payload: message.encode_to_vec(),
+        timeout: 0,
+    };
+    let bytes = frame(1, REQUEST, &request).ok_or(Once::Refused)?;
+    stream.write_all(&bytes).map_err(lost)?;
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).map_err(lost)?;
+    let [l0, l1, l2, l3, ..] = header;
+    let length = u32::from_be_bytes([l0, l1, l2, l3]);
+    let mut payload = Vec::new();
+    (&stream)
+        .take(u64::from(length).min(LONGEST as u64))
+        .read_to_end(&mut payload)
+        .map_err(lost)?;
+    let response = Response::decode(payload.as_slice()).map_err(|_| Once::Refused)?;
+    match response.status {
+        Some(status) if status.code != 0 => Err(Once::Refused),
+        _ => Ok(response.payload),
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,122 @@
+//! Where a shim listens.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use ring::digest;
+
+use crate::error::{Error, Result};
+
+/// The directory that all of containerd's shims use, unless it says otherwise.
+const DIRECTORY: &str = "/run/containerd/s";
+/// The longest path of a socket (bytes); `sun_path` with its end.
+const LONGEST: usize = 107;
+
+/// The address of the group `group` of a namespace of one containerd: the same for everybody who asks.
+pub(super) fn path(
+    directory: Option<&str>,
+    containerd: &str,
+    namespace: &str,
+    group: &str,
+) -> Result<PathBuf> {
+    let joined = Path::new(containerd).join(namespace).join(group);
+    let hash = digest::digest(&digest::SHA256, joined.as_os_str().as_encoded_bytes());
+    let mut name = String::with_capacity(64);
+    for byte in hash.as_ref() {
+        name.push_str(&format!("{byte:02x}"));
+    }
+    let path = Path::new(directory.filter(|dir| !dir.is_empty()).unwrap_or(DIRECTORY)).join(name);
+    if path.as_os_str().len() > LONGEST {
+        return Err(Error::invalid(format!(
+            "the socket's path {} is longer than {LONGEST} bytes; a shorter socket_dir is needed",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
+/// What is at an address.
+pub(super) enum Bound {
+    /// Nobody was there: now we are.
+    New(UnixListener),
+    /// A shim answers there.
+    Taken(UnixStream),
+}
+
+/// Listens at `path`, or finds who does. What a dead shim left is taken away.
+pub(super) fn bind(path: &Path) -> Result<Bound> {
+    let failed = |error: std::io::Error| Error::io(format!("the socket {}", path.display()), error);
+    if let Some(directory) = path.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed)?;
+    }
+    // Two may race for it: who loses finds the other in the next round.
+    for _ in 0..8 {
+        match UnixListener::bind(path) {
+            Ok(listener) => {
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+                    .map_err(failed)?;
+                return Ok(Bound::New(listener));
+            }
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(failed(error)),
+        }
+        match UnixStream::connect(path) {
+            Ok(stream) => return Ok(Bound::Taken(stream)),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::ConnectionRefused | ErrorKind::NotFound
+                ) =>
+            {
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+                    _ => {}
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(Error::unknown(format!(
+        "the socket {} is neither free nor answered",
+        path.display()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn an_address_is_short_and_the_same_for_all_shims() {
+        // As containerd's own shims compute it: sha256 of the joined path.
+        let hashed = path(None, "/run/containerd/containerd.sock", "default", "x").unwrap();
+        assert_eq!(
+            hashed.to_str().unwrap(),
+            "/run/containerd/s/5e250b13f984a15f73216d143af1bf3c64171aa56c781ba9d4040c75b2c1eee2"
+        );
+        let long = path(None, "/run/c", "n", &"x".repeat(255)).unwrap();
+        assert!(long.as_os_str().len() <= LONGEST);
+        assert!(path(Some(&"/d".repeat(40)), "/run/c", "n", "x").is_err());
+    }
+
+    #[test]
+    fn what_is_dead_is_replaced_and_what_lives_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deeper/s");
+        let Bound::New(first) = bind(&path).unwrap() else {
+            panic!("nobody was there");
+        };
+        assert!(matches!(bind(&path).unwrap(), Bound::Taken(_)));
+        drop(first);
+        assert!(path.exists());
+        assert!(matches!(bind(&path).unwrap(), Bound::New(_)));
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

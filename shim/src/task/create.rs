@@ -1,0 +1,305 @@
+//! `Create`: mounts, gate, streams, and the OCI runtime's `create`.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::sys::stat::Mode;
+use tokio::time::Instant;
+
+use crate::bundle::{self, Bundle, Spec};
+use crate::child::Watch;
+use crate::error::{Code, Error, Result};
+use crate::oci::console::Console;
+use crate::oci::{self, Creation, Runtime};
+use crate::stdio::{Ends, Io, Owner, Stdio};
+use crate::wire::events::{Event, TaskCreate, TaskIo};
+use crate::wire::options::Options;
+use crate::wire::task::{CreateTaskRequest, PidResponse};
+use crate::{gate, log, mounts};
+
+use super::Inner;
+use super::container::{Container, Restore};
+use super::process::{Process, number};
+
+/// Takes an id out of the list of those that are being created.
+struct Creating<'a>(&'a Inner, &'a str);
+
+impl Drop for Creating<'_> {
+    fn drop(&mut self) {
+        self.0.creating.borrow_mut().remove(self.1);
+    }
+}
+
+/// What was made on the way.
+struct Made {
+    init: Process,
+    restore: Option<Restore>,
+    ending: Option<crate::child::Ending>,
+}
+
+impl Inner {
+    pub(super) async fn create(
+        self: Rc<Self>,
+        request: CreateTaskRequest,
+        deadline: Option<Instant>,
+    ) -> Result<PidResponse> {
+        let id = request.id.as_str();
+        bundle::check_id(id)?;
+        if !Path::new(&request.bundle).is_absolute() {
+            return Err(Error::invalid(format!(
+                "the bundle `{}` is no path",
+                request.bundle.escape_debug()
+            )));
+        }
+        if self.ending.get() {
+            return Err(Error::new(
+                Code::Unavailable,
+                "this shim is ending; try again",
+            ));
+        }
+        self.held.borrow_mut().remove(id);
+        if self.containers.borrow().contains_key(id)
+            || !self.creating.borrow_mut().insert(id.to_owned())
+        {
+            return Err(Error::new(
+                Code::AlreadyExists,
+                format!("container {id} exists"),
+            ));
+        }
+        let _creating = Creating(&self, id);
+        let bundle = Bundle::new(&request.bundle);
+        // This container's log is read as long as it is there; that of the one before may be gone.
+        log::follow(&bundle.join("log"));
+        let options = bundle::options(request.options.as_ref())?;
+        let spec = bundle.spec()?;
+        bundle.remember(&options)?;
+        let runtime = Runtime::new(&options, &self.namespace, bundle.path());
+
+        let mounted = !request.rootfs.is_empty();
+        let result = self
+            .make(&request, &bundle, &spec, &options, &runtime, deadline)
+            .await;
+        let made = match result {
+            Ok(made) => made,
+            Err(error) => {
+                if mounted {
+                    unmount(bundle.rootfs()).await;
+                }
+                return Err(error);
+            }
+        };
+        let container = Rc::new(Container {
+            id: id.to_owned(),
+            bundle,
+            runtime,
+            options,
+            init: Rc::new(made.init),
+            execs: RefCell::default(),
+            specs: RefCell::default(),
+            mounted,
+            shares_pids: spec.shares_pids(),
+            init_gone: Cell::new(false),
+            cgroup: RefCell::default(),
+            checkpoint: RefCell::new(made.restore),
+            watcher: RefCell::default(),
+        });
+        self.containers
+            .borrow_mut()
+            .insert(id.to_owned(), container.clone());
+        let pid = number(container.init.pid());
+        self.publisher.publish(
+            id,
+            &Event::Create(TaskCreate {
+                container_id: id.to_owned(),
+                bundle: request.bundle.clone(),
+                rootfs: request.rootfs.clone(),
+                io: Some(TaskIo {
+                    stdin: request.stdin.clone(),
+                    stdout: request.stdout.clone(),
+                    stderr: request.stderr.clone(),
+                    terminal: request.terminal,
+                }),
+                checkpoint: request.checkpoint.clone(),
+                pid,
+            }),
+        );
+        if let Some(ending) = made.ending {
+            self.watch_cgroup(&container);
+            self.follow(&container, &container.init, ending);
+        }
+        Ok(PidResponse { pid })
+    }
+
+    async fn make(
+        &self,
+        request: &CreateTaskRequest,
+        bundle: &Bundle,
+        spec: &Spec,
+        options: &Options,
+        runtime: &Runtime,
+        deadline: Option<Instant>,
+    ) -> Result<Made> {
+        let rootfs = bundle.rootfs();
+        if !request.rootfs.is_empty() {
+            match nix::unistd::mkdir(&rootfs, Mode::from_bits_truncate(0o711)) {
+                Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+                Err(errno) => return Err(Error::io(rootfs.display(), errno)),
+            }
+            mounts::mount_all(&request.rootfs, &rootfs)
+                .map_err(|error| error.context("failed to mount rootfs component"))?;
+        }
+        let stdio = Stdio {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let owner = self.owner(&request.id, options);
+        let restoring = !request.checkpoint.is_empty();
+        if !restoring {
+            self.judge(&request.id, bundle, spec)?;
+        }
+        let init = Process::new("", stdio);
+        let streams = Streams::open(&init.stdio, &owner, bundle, "console.sock").await?;
+        if restoring {
+            let (console, ends, io) = streams.split();
+            if let Some(io) = io {
+                init.set_io(io);
+            }
+            return Ok(Made {
+                init,
+                restore: Some(Restore {
+                    images: PathBuf::from(&request.checkpoint),
+                    console,
+                    ends,
+                }),
+                ending: None,
+            });
+        }
+        let (console, ends, io) = streams.split();
+        let watch = Watch::begin();
+        let creation = Creation {
+            ends,
+            console: console.as_ref().map(Console::address),
+            no_pivot: options.no_pivot_root,
+            no_keyring: options.no_new_keyring,
+        };
+        let finished = match runtime.create(&request.id, bundle.path(), creation) {
+            Ok(running) => running.finish(deadline).await,
+            Err(error) => Err(error),
+        };
+        let finished = finished.and_then(|result| {
+            result.map_err(|failure| failure.error("OCI runtime create failed"))
+        });
+        let pid = finished.and_then(|_| oci::read_pid(&bundle.join("init.pid")));
+        let io = match (pid, io) {
+            (Ok(pid), io) => {
+                init.set_pid(pid);
+                match (io, console) {
+                    (Some(io), _) => Ok(Some(io)),
+                    (None, Some(console)) => receive(console, &init.stdio, &owner).await.map(Some),
+                    (None, None) => Ok(None),
+                }
+            }
+            (Err(error), io) => {
+                if let Some(io) = io {
+                    io.close().await;
+                }
+                Err(error)
+            }
+        };
+        match io {
+            Ok(Some(io)) => init.set_io(io),
+            Ok(None) => {}
+            Err(error) => {
+                // Whether there is a container at all, only the runtime knows.
+                let _ = runtime.delete(&request.id, true).await;
+                return Err(error);
+            }
+        }
+        let ending = init.pid().map(|pid| watch.claim(pid));
+        Ok(Made {
+            init,
+            restore: None,
+            ending,
+        })
+    }
+
+    pub(super) fn owner(&self, id: &str, options: &Options) -> Owner {
+        Owner {
+            container: id.to_owned(),
+            namespace: self.namespace.clone(),
+            uid: options.io_uid,
+            gid: options.io_gid,
+        }
+    }
+
+    /// The gate: whether this host can run what the container starts.
+    fn judge(&self, id: &str, bundle: &Bundle, spec: &Spec) -> Result<()> {
+        let root = spec
+            .root
+            .as_ref()
+            .map_or("rootfs", |root| root.path.as_str());
+        let rootfs = bundle.join(root);
+        gate::admit(id, &self.namespace, bundle, &rootfs, self.config.emulation)
+            .map_err(|refusal| Error::precondition(refusal.line()))
+    }
+}
+
+/// What a process is connected to, before it is there.
+pub(super) struct Streams {
+    console: Option<Console>,
+    pipes: Option<(Ends, Io)>,
+}
+
+impl Streams {
+    pub(super) async fn open(
+        stdio: &Stdio,
+        owner: &Owner,
+        bundle: &Bundle,
+        socket: &str,
+    ) -> Result<Streams> {
+        if stdio.terminal {
+            return Ok(Streams {
+                console: Some(Console::listen(bundle.path(), socket)?),
+                pipes: None,
+            });
+        }
+        Ok(Streams {
+            console: None,
+            pipes: Some(Io::open(stdio, owner).await?),
+        })
+    }
+
+    pub(super) fn split(self) -> (Option<Console>, Option<oci::Ends>, Option<Io>) {
+        match self.pipes {
+            Some((ends, io)) => (
+                self.console,
+                Some([ends.stdin, ends.stdout, ends.stderr]),
+                Some(io),
+            ),
+            None => (self.console, None, None),
+        }
+    }
+}
+
+/// The terminal of a process that has just been made.
+pub(super) async fn receive(console: Console, stdio: &Stdio, owner: &Owner) -> Result<Io> {
+    let master = console
+        .receive()
+        .await
+        .map_err(|error| error.context("failed to retrieve console master"))?;
+    Io::with_console(stdio, owner, master).await
+}
+
+/// Takes the root away, beside everything else: an overlay may first write all of its files.
+pub(super) async fn unmount(rootfs: PathBuf) {
+    let path = rootfs.clone();
+    let result = tokio::task::spawn_blocking(move || mounts::unmount_recursive(&path)).await;
+    match result {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::warn(format!("{}: {error}", rootfs.display())),
+        Err(error) => log::warn(format!("{}: {error}", rootfs.display())),
+    }
+}
