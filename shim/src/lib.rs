@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod gate;
+pub mod idmap;
 pub mod log;
 pub mod mounts;
 pub mod oci;

@@ -4,9 +4,17 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use edgepull_shim::cli::{self, Flags};
+use edgepull_shim::idmap;
 
 fn main() -> ExitCode {
     let words = std::env::args_os().skip(1);
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == idmap::HOLD)
+    {
+        idmap::hold();
+        return ExitCode::SUCCESS;
+    }
     let words = words.map(|word| word.to_string_lossy().into_owned());
     let result = Flags::parse(words).and_then(|flags| cli::run(&flags));
     // Whatever reads this takes all of it: nothing else may be printed, on either of the two.

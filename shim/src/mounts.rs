@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::error::{Error, Result};
+use crate::idmap::{self, Map};
 use crate::log;
 use crate::wire::Mount;
 
@@ -133,19 +134,25 @@ fn below(root: &Path, target: &str) -> Result<PathBuf> {
 
 fn mount_one(one: &Mount, target: &Path) -> Result<()> {
     let mut options = one.options.clone();
+    let map = Map::take(&mut options)?;
     let mut base = None;
-    let length = |options: &[String]| options.iter().map(|one| one.len() + 1).sum::<usize>();
-    if one.kind == "overlay" && length(&options) >= PAGE - MARGIN {
-        base = shorten(&mut options);
-    }
-    if options
-        .iter()
-        .any(|option| option.starts_with("uidmap=") || option.starts_with("gidmap="))
+    // Lower directories are shifted together, and before they are mounted; all else afterwards.
+    let mut shifted = None;
+    if let Some(map) = &map
+        && one.kind == "overlay"
     {
-        return Err(Error::new(
-            crate::error::Code::Unimplemented,
-            "the root file system wants a user namespace of its own (idmapped mounts)",
-        ));
+        let common = shorten(&mut options, 1).ok_or_else(|| {
+            Error::invalid("an overlay whose layers have no directory in common cannot be shifted")
+        })?;
+        let name = format!("shifted-{}", std::process::id());
+        let place = target.with_file_name(name);
+        let lower = idmap::shifted(&common, place, map)?;
+        base = Some(lower.path().to_owned());
+        shifted = Some(lower);
+    }
+    let length = |options: &[String]| options.iter().map(|one| one.len() + 1).sum::<usize>();
+    if one.kind == "overlay" && base.is_none() && length(&options) >= PAGE - MARGIN {
+        base = shorten(&mut options, 2);
     }
     let parsed = parse(&options)?;
     let data = parsed.data.join(",");
@@ -172,6 +179,11 @@ fn mount_one(one: &Mount, target: &Path) -> Result<()> {
         let flags = parsed.flags | MsFlags::MS_REMOUNT;
         mount(none, target, none, flags, none).map_err(|errno| failed(one, errno))?;
     }
+    if let Some(map) = &map
+        && shifted.is_none()
+    {
+        idmap::shift(target, map)?;
+    }
     Ok(())
 }
 
@@ -196,8 +208,8 @@ fn in_directory<T>(
 }
 
 /// Makes the lower directories of an overlay relative to the directory that holds all of them, and
-/// returns that one.
-fn shorten(options: &mut [String]) -> Option<PathBuf> {
+/// returns that one; only where there are at least `least` of them.
+fn shorten(options: &mut [String], least: usize) -> Option<PathBuf> {
     let option = options
         .iter_mut()
         .find(|one| one.starts_with("lowerdir="))?;
@@ -211,7 +223,7 @@ fn shorten(options: &mut [String]) -> Option<PathBuf> {
     }) {
         common = common.rsplit_once('/')?.0;
     }
-    if common.is_empty() || lower.len() < 2 {
+    if common.is_empty() || lower.len() < least {
         return None;
     }
     let base = PathBuf::from(common);
@@ -302,10 +314,10 @@ mod tests {
     #[test]
     fn long_options_become_short() {
         let mut options = words(&["index=off", "lowerdir=/v/s/12/fs:/v/s/1/fs:/v/s/123/fs"]);
-        assert_eq!(shorten(&mut options), Some("/v/s".into()));
+        assert_eq!(shorten(&mut options, 2), Some("/v/s".into()));
         assert_eq!(options[1], "lowerdir=12/fs:1/fs:123/fs");
         for lower in ["lowerdir=/a", "lowerdir=/a/b:/c/d", "lowerdir=a:b"] {
-            assert_eq!(shorten(&mut words(&[lower])), None, "{lower}");
+            assert_eq!(shorten(&mut words(&[lower]), 2), None, "{lower}");
         }
     }
 
