@@ -178,3 +178,32 @@ fn reap() {
         });
     }
 }
+
+/// Running tests that have children.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+pub(crate) mod testing {
+    use std::future::Future;
+    use std::sync::{Mutex, PoisonError};
+
+    use tokio::task::LocalSet;
+
+    use super::Reaper;
+
+    /// Reaping takes the children of the whole process, and tests are threads of one.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    /// Runs a test as the shim runs: on one thread, which reaps. No other test of this kind runs
+    /// meanwhile.
+    pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            tokio::task::spawn_local(Reaper::new().unwrap().reap_forever());
+            test.await
+        })
+    }
+}

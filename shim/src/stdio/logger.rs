@@ -141,8 +141,8 @@ fn give(command: &mut Command, pipes: &[OwnedFd; 3]) -> io::Result<Vec<OwnedFd>>
     for (source, pipe) in sources.iter_mut().zip(pipes) {
         *source = loop {
             let copy = fcntl(pipe, FcntlArg::F_DUPFD_CLOEXEC(FIRST))?;
-            // SAFETY: the descriptor is new, and nobody else's.
             #[allow(unsafe_code, reason = "fcntl gives a number, not an owned descriptor")]
+            // SAFETY: the descriptor is new, and nobody else's.
             let copy = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(copy) };
             let number = copy.as_raw_fd();
             taken.push(copy);
@@ -153,22 +153,20 @@ fn give(command: &mut Command, pipes: &[OwnedFd; 3]) -> io::Result<Vec<OwnedFd>>
     }
     let place = move || {
         for (target, source) in (FIRST..).zip(sources) {
+            #[allow(unsafe_code, reason = "no wrapper takes a number that nobody owns")]
             // SAFETY: it takes two numbers, and is one of the calls allowed after a fork.
-            #[allow(
-                unsafe_code,
-                reason = "no wrapper takes the number of a closed descriptor"
-            )]
-            if unsafe { libc::dup2(source, target) } < 0 {
+            let placed = unsafe { libc::dup2(source, target) };
+            if placed < 0 {
                 return Err(io::Error::last_os_error());
             }
         }
         Ok(())
     };
-    // SAFETY: `place` only calls dup2, and allocates nothing.
     #[allow(
         unsafe_code,
         reason = "the descriptors of a child can be placed in the child alone"
     )]
+    // SAFETY: `place` only calls dup2, and allocates nothing.
     unsafe {
         command.pre_exec(place);
     }

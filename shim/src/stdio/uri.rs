@@ -133,6 +133,7 @@ fn decode(text: &str, plus_is_space: bool) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::error::Code;
 
