@@ -105,6 +105,7 @@ mod error;
 pub mod executable;
 mod facts;
 mod host;
+pub mod launch;
 mod normalize;
 mod order;
 mod platform;
