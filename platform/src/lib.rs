@@ -110,6 +110,7 @@ mod normalize;
 mod order;
 mod platform;
 mod select;
+pub mod starts;
 
 pub use detect::detect;
 pub use error::{DetectError, FactsError, ParsePlatformError};
