@@ -77,6 +77,7 @@ pub fn detect(facts: &Facts) -> Result<Host, DetectError> {
         ia32,
         features: cpu.features().filter(|_| !emulated && !base.foreign_cpu),
         platform,
+        handlers_observed: facts.handlers_observed(),
         handlers: Vec::new(),
         by_extension: Vec::new(),
         evidence: Vec::new(),

@@ -85,6 +85,10 @@ pub struct Host {
     /// or where another machine's CPU is described.
     #[serde(skip)]
     pub features: Option<BTreeSet<String>>,
+    /// Whether the kernel's table of handlers was seen, or is known not to exist. Where it was not,
+    /// it counts as empty.
+    #[serde(skip)]
+    pub handlers_observed: bool,
     /// The enabled handlers that decide by a file's first bytes.
     #[serde(skip)]
     pub(crate) handlers: Vec<Handler>,

@@ -105,10 +105,12 @@ mod error;
 pub mod executable;
 mod facts;
 mod host;
+pub mod launch;
 mod normalize;
 mod order;
 mod platform;
 mod select;
+pub mod starts;
 
 pub use detect::detect;
 pub use error::{DetectError, FactsError, ParsePlatformError};

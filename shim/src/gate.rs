@@ -1,26 +1,208 @@
-//! stub
-use crate::{bundle::Bundle, config::Emulation};
-pub struct Refusal;
-impl Refusal {
-    pub fn line(&self) -> &str {
-        ""
+//! Whether a container can run here, asked before it is created.
+//!
+//! What it would start is looked up in its root file system as the runtime will, and judged by
+//! `edgepull_platform`. Only what is proven counts: whatever cannot be seen or is not known, the
+//! OCI runtime is to try, with its own words for a command that is missing. A container that an
+//! emulator runs is started, and that is told.
+
+mod here;
+mod refusal;
+mod root;
+mod spec;
+pub mod tell;
+
+use std::{path::Path, time::Duration};
+
+use edgepull_platform::{
+    Host,
+    executable::{Refusal as Why, Verdict},
+    launch::{Looked, Looker, Surroundings},
+};
+use tokio::sync::oneshot;
+
+pub use self::{
+    here::Here,
+    refusal::{Emulated, Refusal},
+    spec::{Bundle, Process},
+};
+use crate::config::Emulation;
+use root::Root;
+
+/// What is to become of a start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing speaks against it.
+    Go,
+    /// It runs, and somebody should know how.
+    GoWithWarning(Emulated),
+    /// It cannot run.
+    Refuse(Refusal),
+}
+
+/// Judges a container whose root file system is mounted at `rootfs`.
+pub fn examine(bundle: &Bundle, rootfs: &Path, here: &Here, policy: Emulation) -> Decision {
+    match &bundle.process {
+        Some(process) => examine_process(bundle, process, rootfs, here, policy),
+        None => Decision::Go,
     }
 }
-pub fn admit(
-    _id: &str,
-    _ns: &str,
-    _b: &Bundle,
-    _r: &std::path::Path,
-    _e: Emulation,
-) -> Result<(), Refusal> {
-    Ok(())
+
+/// Judges a process that is to run in a container. What the container itself mounted since is not
+/// seen.
+pub fn examine_process(
+    bundle: &Bundle,
+    process: &Process,
+    rootfs: &Path,
+    here: &Here,
+    policy: Emulation,
+) -> Decision {
+    let question = Question {
+        bundle,
+        process,
+        rootfs,
+        never: policy == Emulation::Never || bundle.forbids_emulation(),
+    };
+    let first = question.decide(here);
+    // A quick look leaves out what only 32-bit programs need, and what is seldom so. What is
+    // refused is refused after a closer one.
+    let asks_more = match &first {
+        Answer::Decided(Decision::Refuse(_)) => true,
+        Answer::Decided(_) => false,
+        Answer::Narrow(_) => usize::BITS == 64,
+    };
+    let answer = match here.closely().filter(|_| asks_more) {
+        Some(closely) => question.decide(&closely),
+        None => first,
+    };
+    match answer {
+        Answer::Decided(decision) | Answer::Narrow(decision) => decision,
+    }
 }
-pub fn admit_process(
-    _id: &str,
-    _ns: &str,
-    _b: &Bundle,
-    _s: &serde_json::Value,
-    _e: Emulation,
-) -> Result<(), Refusal> {
-    Ok(())
+
+/// The same question with a limit: a root file system may be on a network that does not answer,
+/// and nothing else may wait for it. What takes longer is tried.
+pub async fn within(limit: Duration, ask: impl FnOnce() -> Decision + Send + 'static) -> Decision {
+    let (tell, told) = oneshot::channel();
+    let thread = std::thread::Builder::new().stack_size(STACK);
+    // Nobody may be listening any more.
+    let spawned = thread.spawn(move || drop(tell.send(ask())));
+    if spawned.is_err() {
+        return Decision::Go;
+    }
+    match tokio::time::timeout(limit, told).await {
+        Ok(Ok(decision)) => decision,
+        Ok(Err(_)) | Err(_) => Decision::Go,
+    }
 }
+
+/// For a look: documents are on the heap, and nothing here calls itself.
+const STACK: usize = 256 << 10;
+
+/// Whether the runtime of this name starts a program by the kernel and with these mounts. Others
+/// add files of their own, or run it in a machine that is not this one.
+pub fn knows(runtime: &Path) -> bool {
+    let name = runtime.file_name().and_then(|name| name.to_str());
+    matches!(name, Some("runc" | "crun" | "youki"))
+}
+
+struct Question<'a> {
+    bundle: &'a Bundle,
+    process: &'a Process,
+    rootfs: &'a Path,
+    never: bool,
+}
+
+enum Answer {
+    Decided(Decision),
+    /// A 32-bit program is on the way.
+    Narrow(Decision),
+}
+
+impl Question<'_> {
+    fn decide(&self, here: &Here) -> Answer {
+        let Some((looked, via)) = self.look(here.host()) else {
+            return Answer::Decided(Decision::Go);
+        };
+        let narrow = looked
+            .files
+            .iter()
+            .any(|file| file.needs.elf().is_some_and(|elf| !elf.wide));
+        let decision = self.judge(&looked, via.as_deref(), here.host());
+        if narrow {
+            Answer::Narrow(decision)
+        } else {
+            Answer::Decided(decision)
+        }
+    }
+
+    /// What is started, and by which init if there is one. `None`: that cannot be told.
+    fn look(&self, host: &Host) -> Option<(Looked, Option<String>)> {
+        if self.bundle.has_own_users() || self.bundle.is_started_otherwise() {
+            return None;
+        }
+        let words = &self.process.args;
+        let first = words.first().filter(|word| !word.is_empty())?;
+        let path = match self.process.path() {
+            Some(path) => path,
+            // No name is looked up without it; what an init does then is its own affair.
+            None if first.contains('/') => String::from("/nowhere"),
+            None => return None,
+        };
+        let around = Surroundings::new(&path, &self.process.cwd);
+        let furnished = self.bundle.is_furnished();
+        let mut root = Root::open(self.rootfs, &self.bundle.mounts, self.process).ok()?;
+        let may_come = |_: &[u8]| furnished;
+        let mut looker = Looker::new(&around, &mut root, &may_come);
+        let looked = looker.command(first, host).ok()?;
+        if looked.verdict.runs()
+            && let Some(Ok(started)) = looker.started(words, host)
+        {
+            let init = looked.files.first().map(|file| file.path.clone());
+            return Some((started, init));
+        }
+        Some((looked, None))
+    }
+
+    fn judge(&self, looked: &Looked, via: Option<&str>, host: &Host) -> Decision {
+        let image = self.bundle.image();
+        match &looked.verdict {
+            Verdict::Native | Verdict::Compat32 | Verdict::Unknown { .. } => Decision::Go,
+            // Nothing here runs on the cores themselves, and nothing was registered for it.
+            Verdict::Emulated { .. } if host.emulated => Decision::Go,
+            Verdict::Emulated { handler } if self.never => {
+                Decision::Refuse(Refusal::emulation(looked, via, handler, host, image))
+            }
+            Verdict::Emulated { handler } => {
+                Decision::GoWithWarning(Emulated::new(looked, via, handler, host, image))
+            }
+            Verdict::Refused { why, .. } if !host.handlers_observed && may_be_handled(*why) => {
+                Decision::Go
+            }
+            // An empty file may be what a hook mounts something over.
+            Verdict::Refused {
+                why: Why::Empty, ..
+            } if self.bundle.is_furnished() => Decision::Go,
+            Verdict::Refused { why, reason } => {
+                Decision::Refuse(Refusal::new(looked, via, *why, reason, host, image))
+            }
+        }
+    }
+}
+
+/// Whether a handler that is registered out of sight could run it all the same. Nobody registers
+/// one for empty files, nor for programs that these cores run.
+fn may_be_handled(why: Why) -> bool {
+    match why {
+        Why::Machine
+        | Why::System
+        | Why::Mode
+        | Why::Level
+        | Why::Pages
+        | Why::Abi
+        | Why::Format => true,
+        Why::Empty | Why::Damaged | Why::Interpreter | Why::Depth => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ pub mod config;
 pub mod error;
 pub mod gate;
 pub mod idmap;
+pub mod journal;
 pub mod log;
 pub mod mounts;
 pub mod oci;

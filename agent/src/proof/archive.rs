@@ -10,6 +10,7 @@ use std::{
 use edgepull_platform::{
     Host,
     executable::{Head, Needs},
+    launch::{FileNode, LONGEST, MOST_LINKS, Node, Tree, Unseen, components},
 };
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -17,7 +18,6 @@ use tokio::sync::mpsc;
 use super::{
     judge::{Proof, prove},
     launch::Launch,
-    tree::{FileNode, LONGEST, MOST_LINKS, Node, Tree, components},
 };
 use crate::{
     error::{Error, Result},
@@ -407,11 +407,11 @@ struct Archive {
 }
 
 impl Tree for Archive {
-    fn node(&mut self, path: &[u8]) -> Result<Node> {
+    fn node(&mut self, path: &[u8]) -> Result<Node, Unseen> {
         Ok(self.names.node(path))
     }
 
-    fn needs(&mut self, path: &[u8]) -> Result<Needs> {
+    fn needs(&mut self, path: &[u8]) -> Result<Needs, Unseen> {
         let origin = self.names.origin(path);
         if let Some(needs) = origin.as_ref().and_then(|origin| self.known.get(origin)) {
             return Ok(needs.clone());
@@ -419,7 +419,7 @@ impl Tree for Archive {
         if self.wanted.is_none() {
             self.wanted = origin;
         }
-        Err(Error::new(Kind::NotFound, "the file was not read yet"))
+        Err(Unseen("the file was not read yet".to_owned()))
     }
 }
 

@@ -1,21 +1,17 @@
 //! What an image starts: the part of its config that a runtime reads (image-spec config.md).
 
+pub use edgepull_platform::launch::DEFAULT_PATH;
+use edgepull_platform::launch::Surroundings;
 use serde::Deserialize;
 
 use crate::oci::Verified;
-
-/// Where commands are looked for if the image does not say, as in containerd's default spec.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The command of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Launch {
     entrypoint: Vec<String>,
     command: Vec<String>,
-    /// `PATH`, split.
-    path: Vec<String>,
-    /// Absolute.
-    directory: String,
+    around: Surroundings,
     /// Where something may be mounted.
     volumes: Vec<String>,
 }
@@ -54,10 +50,9 @@ impl Launch {
             .unwrap_or(DEFAULT_PATH);
         let directory = wire.directory.unwrap_or_default();
         Some(Self {
+            around: Surroundings::new(path, &directory),
             entrypoint: wire.entrypoint.unwrap_or_default(),
             command: wire.command.unwrap_or_default(),
-            path: path.split(':').map(str::to_owned).collect(),
-            directory: format!("/{}", directory.trim_start_matches('/')),
             volumes: wire
                 .volumes
                 .unwrap_or_default()
@@ -86,18 +81,14 @@ impl Launch {
         given.map(String::as_str)
     }
 
-    /// Where a runtime looks for `word`, in order: as it is, if there is a slash in it, else
-    /// below each directory of `PATH`.
+    /// What its words mean.
+    pub fn surroundings(&self) -> &Surroundings {
+        &self.around
+    }
+
+    /// Where a runtime looks for `word`, in order.
     pub fn places(&self, word: &str) -> Vec<Vec<u8>> {
-        if word.contains('/') {
-            return vec![self.absolute(word.as_bytes())];
-        }
-        let directories = self.path.iter().map(|directory| {
-            // As in execvp(3): an empty one is the working directory.
-            let directory = if directory.is_empty() { "." } else { directory };
-            self.absolute(format!("{directory}/{word}").as_bytes())
-        });
-        directories.collect()
+        self.around.places(word)
     }
 
     /// Whether it is below a volume that the image declares.
@@ -112,14 +103,6 @@ impl Launch {
         let path = names(path);
         let mut volumes = self.volumes.iter().map(|volume| names(volume.as_bytes()));
         volumes.any(|volume| !volume.is_empty() && path.starts_with(&volume))
-    }
-
-    /// A path as seen from the working directory.
-    pub fn absolute(&self, path: &[u8]) -> Vec<u8> {
-        if path.starts_with(b"/") {
-            return path.to_vec();
-        }
-        [self.directory.as_bytes(), b"/", path].concat()
     }
 }
 

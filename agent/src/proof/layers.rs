@@ -15,14 +15,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use edgepull_platform::executable::Needs;
+use edgepull_platform::{
+    executable::Needs,
+    launch::{FileNode, Node, Tree, Unseen},
+};
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat, readlinkat},
     sys::stat::{FileStat, Mode, SFlag, fstatat},
 };
 
-use super::tree::{FileNode, Node, Tree};
 use crate::{
     error::{Error, Result},
     kind::Kind,
@@ -120,17 +122,17 @@ impl Layers {
 }
 
 impl Tree for Layers {
-    fn node(&mut self, path: &[u8]) -> Result<Node> {
+    fn node(&mut self, path: &[u8]) -> Result<Node, Unseen> {
         for layer in &self.layers {
-            if let Said::This(node) = layer.say(path)? {
+            if let Said::This(node) = layer.say(path).map_err(unseen)? {
                 return Ok(node);
             }
         }
         Ok(Node::Missing)
     }
 
-    fn needs(&mut self, path: &[u8]) -> Result<Needs> {
-        Ok(Needs::read(&self.file(path)?))
+    fn needs(&mut self, path: &[u8]) -> Result<Needs, Unseen> {
+        Ok(Needs::read(&self.file(path).map_err(unseen)?))
     }
 }
 
@@ -228,6 +230,11 @@ fn followed_by_kernel(path: &[u8]) -> Error {
             path.escape_debug()
         ),
     )
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "what `map_err` wants")]
+fn unseen(error: Error) -> Unseen {
+    Unseen(error.message().to_owned())
 }
 
 fn nothing(hides: bool) -> Said {

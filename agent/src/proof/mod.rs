@@ -2,8 +2,8 @@
 //! system, and judged by its bytes.
 //!
 //! The rules about files are `edgepull_platform::executable`'s. Here are those about images: what
-//! a config starts ([`Launch`]), where that is among the layers ([`Tree`]), and what a policy makes
-//! of an answer ([`Policy`]). Evidence that cannot be had makes a verdict unknown, never wrong.
+//! a config starts ([`Launch`]), where that is among the layers, and what a policy makes of an answer
+//! ([`Policy`]). Evidence that cannot be had makes a verdict unknown, never wrong.
 
 mod archive;
 mod judge;
@@ -12,7 +12,6 @@ mod layers;
 mod policy;
 #[cfg(test)]
 mod testing;
-mod tree;
 mod unpacked;
 
 pub use self::{
@@ -20,6 +19,5 @@ pub use self::{
     judge::{Link, Proof, prove},
     launch::{DEFAULT_PATH, Launch},
     policy::{Emulation, Judged, Policy, Promise},
-    tree::{FileNode, Node, Tree},
     unpacked::{of_mounts, of_snapshot, texts},
 };

@@ -4,14 +4,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use containerd_client::types::Mount;
-use edgepull_platform::Host;
+use edgepull_platform::{
+    Host,
+    launch::{Place, follow},
+};
 use jiff::Timestamp;
 
 use super::{
     judge::{Proof, prove},
     launch::Launch,
     layers::Layers,
-    tree::{Place, follow},
 };
 use crate::{
     containerd::{Engine, Lease, lease::lease_hash, stack::directories},

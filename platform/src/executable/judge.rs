@@ -63,6 +63,38 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every one, in the order of reports.
+    pub const ALL: [Refusal; 11] = [
+        Refusal::Machine,
+        Refusal::System,
+        Refusal::Mode,
+        Refusal::Level,
+        Refusal::Pages,
+        Refusal::Abi,
+        Refusal::Empty,
+        Refusal::Damaged,
+        Refusal::Format,
+        Refusal::Interpreter,
+        Refusal::Depth,
+    ];
+
+    /// In one word, for reports and labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Refusal::Machine => "machine",
+            Refusal::System => "system",
+            Refusal::Mode => "mode",
+            Refusal::Level => "level",
+            Refusal::Pages => "pages",
+            Refusal::Abi => "abi",
+            Refusal::Empty => "empty",
+            Refusal::Damaged => "damaged",
+            Refusal::Format => "format",
+            Refusal::Interpreter => "interpreter",
+            Refusal::Depth => "depth",
+        }
+    }
+
     /// Does it show that the file is for another platform, rather than unable to run on its own?
     pub fn is_foreign(self) -> bool {
         matches!(self, Refusal::Machine | Refusal::System)

@@ -26,6 +26,16 @@ const PER_LINUX32: i32 = 8;
 
 /// All live probes, by their names in a recorded host.
 pub(super) fn probes() -> Result<BTreeMap<String, String>, FactsError> {
+    let mut probes = quick_probes()?;
+    let machine = probes.get("uname_machine").map(String::as_str);
+    if matches!(machine, Some("aarch64" | "arm64" | "armv8l")) {
+        probes.extend(under_linux32());
+    }
+    Ok(probes)
+}
+
+/// Those that cost nothing to speak of.
+pub(super) fn quick_probes() -> Result<BTreeMap<String, String>, FactsError> {
     let name = uname().map_err(|errno| FactsError::Uname {
         source: errno.into(),
     })?;
@@ -36,9 +46,6 @@ pub(super) fn probes() -> Result<BTreeMap<String, String>, FactsError> {
         ("userland_bits".to_owned(), usize::BITS.to_string()),
         ("userland".to_owned(), own_userland()),
     ]);
-    if matches!(machine.as_str(), "aarch64" | "arm64" | "armv8l") {
-        probes.extend(under_linux32());
-    }
     probes.insert("uname_machine".to_owned(), machine);
     probes.extend(auxiliary());
     Ok(probes)

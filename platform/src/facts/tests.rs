@@ -182,3 +182,51 @@ fn this_system_has_facts() {
         Some(usize::BITS.to_string().as_str())
     );
 }
+
+#[test]
+fn a_quick_look_and_a_whole_one_tell_the_same_of_what_runs() {
+    let whole = crate::detect(&Facts::live().expect("facts")).expect("a host");
+    let quick = Facts::quick().expect("facts").with_handlers(|| None);
+    let quick = crate::detect(&quick).expect("a host");
+    assert_eq!(quick.kernel, whole.kernel);
+    assert_eq!(quick.userland, whole.userland);
+    assert_eq!(quick.page_size, whole.page_size);
+    assert_eq!(quick.cpu_level, whole.cpu_level);
+    assert_eq!(quick.features, whole.features);
+    assert_eq!(quick.handlers, whole.handlers);
+}
+
+#[test]
+fn handlers_are_read_anew_and_where_they_are_mounted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let facts = Facts::from_texts(
+        "uname_machine=x86_64",
+        [("proc/sys/fs/binfmt_misc/gone", "enabled\nmagic 00\n")],
+    );
+    assert!(facts.handlers_observed());
+    std::fs::write(dir.path().join("status"), "enabled\n").expect("written");
+    std::fs::write(dir.path().join("qemu"), "enabled\nmagic 7f\n").expect("written");
+    let again = facts.with_handlers(|| Some(dir.path().to_owned()));
+    let names: Vec<&str> = again.handlers().map(|(name, _)| name).collect();
+    assert!(again.handlers_observed());
+    // Where the test runs the table may be mounted, and then that one counts.
+    assert!(!names.contains(&"gone"), "{names:?}");
+    if !std::path::Path::new("/proc/sys/fs/binfmt_misc/status").exists() && !again.no_table {
+        assert_eq!(names, ["qemu"]);
+        assert!(!facts.with_handlers(|| None).handlers_observed());
+    }
+    assert!(has_table("nodev\tproc\nnodev\tbinfmt_misc\n\text4\n"));
+    assert!(!has_table("nodev\tproc\n\text4\n"));
+}
+
+#[test]
+fn a_description_that_was_cut_off_loses_its_last_processor() {
+    let processor = format!("flags : {}\n\n", "a".repeat(1000));
+    let whole = whole_processors(processor.repeat(3));
+    assert_eq!(whole.len(), 3 * processor.len());
+    let mut cut = processor.repeat(20);
+    cut.truncate(usize::try_from(QUICK_CPUINFO).expect("small"));
+    let cut = whole_processors(cut);
+    assert!(cut.ends_with("a\n"));
+    assert_eq!((cut.len() + 1) % processor.len(), 0);
+}

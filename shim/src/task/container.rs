@@ -23,6 +23,8 @@ pub(super) struct Container {
     pub execs: RefCell<BTreeMap<String, Rc<Process>>>,
     /// The processes of execs, as JSON, until they start.
     pub specs: RefCell<BTreeMap<String, serde_json::Value>>,
+    /// Where its root is.
+    pub(super) root: std::path::PathBuf,
     /// Whether the shim mounted its root.
     pub mounted: bool,
     /// Whether its processes outlive its init.

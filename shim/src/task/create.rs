@@ -7,7 +7,7 @@ use std::rc::Rc;
 use nix::sys::stat::Mode;
 use tokio::time::Instant;
 
-use crate::bundle::{self, Bundle, Spec};
+use crate::bundle::{self, Bundle};
 use crate::child::Watch;
 use crate::error::{Code, Error, Result};
 use crate::oci::console::Console;
@@ -16,7 +16,7 @@ use crate::stdio::{Ends, Io, Owner, Stdio};
 use crate::wire::events::{Event, TaskCreate, TaskIo};
 use crate::wire::options::Options;
 use crate::wire::task::{CreateTaskRequest, PidResponse};
-use crate::{gate, log, mounts};
+use crate::{log, mounts};
 
 use super::Inner;
 use super::container::{Container, Restore};
@@ -74,11 +74,16 @@ impl Inner {
         let options = bundle::options(request.options.as_ref())?;
         let spec = bundle.spec()?;
         bundle.remember(&options)?;
+        let root = spec
+            .root
+            .as_ref()
+            .map_or("rootfs", |root| root.path.as_str());
+        let root = bundle.join(root);
         let runtime = Runtime::new(&options, &self.namespace, bundle.path());
 
         let mounted = !request.rootfs.is_empty();
         let result = self
-            .make(&request, &bundle, &spec, &options, &runtime, deadline)
+            .make(&request, &bundle, &root, &options, &runtime, deadline)
             .await;
         let made = match result {
             Ok(made) => made,
@@ -97,6 +102,7 @@ impl Inner {
             init: Rc::new(made.init),
             execs: RefCell::default(),
             specs: RefCell::default(),
+            root,
             mounted,
             shares_pids: spec.shares_pids(),
             init_gone: Cell::new(false),
@@ -135,7 +141,7 @@ impl Inner {
         &self,
         request: &CreateTaskRequest,
         bundle: &Bundle,
-        spec: &Spec,
+        root: &Path,
         options: &Options,
         runtime: &Runtime,
         deadline: Option<Instant>,
@@ -158,7 +164,8 @@ impl Inner {
         let owner = self.owner(&request.id, options);
         let restoring = !request.checkpoint.is_empty();
         if !restoring {
-            self.judge(&request.id, bundle, spec)?;
+            let root = root.to_owned();
+            self.admit(&request.id, bundle, root, None, runtime).await?;
         }
         let init = Process::new("", stdio);
         let streams = Streams::open(&init.stdio, &owner, bundle, "console.sock").await?;
@@ -233,17 +240,6 @@ impl Inner {
             uid: options.io_uid,
             gid: options.io_gid,
         }
-    }
-
-    /// The gate: whether this host can run what the container starts.
-    fn judge(&self, id: &str, bundle: &Bundle, spec: &Spec) -> Result<()> {
-        let root = spec
-            .root
-            .as_ref()
-            .map_or("rootfs", |root| root.path.as_str());
-        let rootfs = bundle.join(root);
-        gate::admit(id, &self.namespace, bundle, &rootfs, self.config.emulation)
-            .map_err(|refusal| Error::precondition(refusal.line()))
     }
 }
 

@@ -209,7 +209,15 @@ impl Inner {
     ) -> Result<()> {
         let owner = self.owner(&container.id, &container.options);
         let exec_id = &process.exec_id;
-        self.judge_exec(container, spec)?;
+        let (id, bundle) = (&container.id, &container.bundle);
+        self.admit(
+            id,
+            bundle,
+            container.root.clone(),
+            Some(spec),
+            &container.runtime,
+        )
+        .await?;
         // In memory: nothing of it can stay behind.
         let failed = |error: &dyn std::fmt::Display| Error::io("memory for the process", error);
         let file =
@@ -276,17 +284,5 @@ impl Inner {
         );
         self.follow(container, process, ending);
         Ok(())
-    }
-
-    /// The gate, for what is executed in a container that runs.
-    fn judge_exec(&self, container: &Container, spec: &serde_json::Value) -> Result<()> {
-        crate::gate::admit_process(
-            &container.id,
-            &self.namespace,
-            &container.bundle,
-            spec,
-            self.config.emulation,
-        )
-        .map_err(|refusal| Error::precondition(refusal.line()))
     }
 }

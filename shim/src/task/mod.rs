@@ -21,6 +21,7 @@ use crate::wire::task::{self, ProcessRequest, ShutdownRequest};
 use crate::wire::ttrpc::{Answer, Call, Request, Service};
 use crate::wire::{Any, Empty};
 
+mod admit;
 mod calls;
 mod container;
 mod create;

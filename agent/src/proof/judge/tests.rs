@@ -1,9 +1,9 @@
 use bytes::Bytes;
+use edgepull_platform::launch::testing::Files;
 
 use super::super::{
     launch::Launch,
     testing::{AMD64, ARM64, host, program},
-    tree::testing::Files,
 };
 use super::*;
 use crate::oci::Verified;

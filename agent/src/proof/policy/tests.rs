@@ -1,10 +1,9 @@
-use edgepull_platform::Platform;
+use edgepull_platform::{Platform, launch::testing::Files};
 
 use super::super::{
     judge::prove,
     launch::Launch,
     testing::{AMD64, ARM, ARM64, I386, host, program},
-    tree::testing::Files,
 };
 use super::*;
 use crate::oci::Verified;

@@ -3,24 +3,30 @@
 
 use std::collections::VecDeque;
 
-use edgepull_platform::executable::Needs;
-
-use crate::error::Result;
+use crate::executable::Needs;
 
 /// Links that a kernel follows in one path.
-pub(super) const MOST_LINKS: usize = 40;
+pub const MOST_LINKS: usize = 40;
 /// The longest path that a kernel takes (bytes).
-pub(super) const LONGEST: usize = 4096;
+pub const LONGEST: usize = 4096;
 /// Where a runtime mounts something of its own: what the image has there is not seen.
 const MOUNTED: [&[u8]; 3] = [b"proc", b"sys", b"dev"];
+
+/// Why something of a root file system cannot be seen, in words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unseen(pub String);
 
 /// What stands under one path. Links are not followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
+    /// Nothing.
     Missing,
+    /// A directory.
     Directory,
     /// Where it leads, as it is written.
     Link(Vec<u8>),
+    /// A regular file.
     File(FileNode),
     /// A device, a pipe.
     Other,
@@ -29,7 +35,7 @@ pub enum Node {
 /// A regular file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileNode {
-    /// Somebody may execute it.
+    /// Whoever starts it may execute it, as far as its mode tells.
     pub executable: bool,
     /// The layer that it is from, counted from the bottom; `None` where that is not known.
     pub layer: Option<usize>,
@@ -39,18 +45,20 @@ pub struct FileNode {
 pub trait Tree {
     /// What stands under `path`, which is relative to the root, has no `.` and no `..`, and
     /// leads over no link. Fails where that cannot be seen.
-    fn node(&mut self, path: &[u8]) -> Result<Node>;
+    fn node(&mut self, path: &[u8]) -> Result<Node, Unseen>;
 
     /// What the regular file there needs. Fails where it cannot be read.
-    fn needs(&mut self, path: &[u8]) -> Result<Needs>;
+    fn needs(&mut self, path: &[u8]) -> Result<Needs, Unseen>;
 }
 
 /// What a path leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub enum Place {
+    /// A regular file.
     File {
         /// Without links, relative to the root.
         path: Vec<u8>,
+        /// What it is.
         file: FileNode,
     },
     /// Nothing, or nothing that could be executed.
@@ -60,7 +68,7 @@ pub(super) enum Place {
 }
 
 /// Follows `path` as the kernel would within the image's root.
-pub(super) fn follow(tree: &mut dyn Tree, path: &[u8]) -> Place {
+pub fn follow(tree: &mut dyn Tree, path: &[u8]) -> Place {
     let mut done: Vec<Vec<u8>> = Vec::new();
     let mut ahead: VecDeque<Vec<u8>> = components(path);
     let mut links = 0;
@@ -85,7 +93,7 @@ pub(super) fn follow(tree: &mut dyn Tree, path: &[u8]) -> Place {
             return Place::Nothing;
         }
         match tree.node(&here) {
-            Err(error) => return Place::Unseen(error.message().to_owned()),
+            Err(Unseen(why)) => return Place::Unseen(why),
             Ok(Node::Missing | Node::Other) => return Place::Nothing,
             Ok(Node::Directory) => {}
             Ok(Node::File(file)) => {
@@ -114,7 +122,8 @@ pub(super) fn follow(tree: &mut dyn Tree, path: &[u8]) -> Place {
     Place::Nothing
 }
 
-pub(super) fn components(path: &[u8]) -> VecDeque<Vec<u8>> {
+/// The names in a path, `.` and `..` among them.
+pub fn components(path: &[u8]) -> VecDeque<Vec<u8>> {
     let names = path.split(|byte| *byte == b'/');
     names
         .filter(|name| !name.is_empty())
@@ -123,68 +132,9 @@ pub(super) fn components(path: &[u8]) -> VecDeque<Vec<u8>> {
 }
 
 #[cfg(test)]
-pub(super) mod testing {
-    use std::collections::BTreeMap;
-
-    use edgepull_platform::executable::Needs;
-
-    use super::{FileNode, Node, Tree};
-    use crate::error::{Error, Result};
-
-    /// A file system of a few entries.
-    #[derive(Debug, Default)]
-    pub(in super::super) struct Files(BTreeMap<Vec<u8>, (Node, Vec<u8>)>);
-
-    impl Files {
-        fn put(mut self, path: &str, node: Node, bytes: &[u8]) -> Self {
-            let mut parent = path;
-            while let Some((above, _)) = parent.rsplit_once('/') {
-                let directory = (Node::Directory, Vec::new());
-                self.0.entry(above.as_bytes().to_vec()).or_insert(directory);
-                parent = above;
-            }
-            self.0
-                .insert(path.as_bytes().to_vec(), (node, bytes.to_vec()));
-            self
-        }
-
-        pub(in super::super) fn file(self, path: &str, executable: bool, bytes: &[u8]) -> Self {
-            let file = FileNode {
-                executable,
-                layer: Some(0),
-            };
-            self.put(path, Node::File(file), bytes)
-        }
-
-        pub(in super::super) fn link(self, path: &str, target: &str) -> Self {
-            self.put(path, Node::Link(target.as_bytes().to_vec()), b"")
-        }
-
-        pub(in super::super) fn other(self, path: &str) -> Self {
-            self.put(path, Node::Other, b"")
-        }
-    }
-
-    impl Tree for Files {
-        fn node(&mut self, path: &[u8]) -> Result<Node> {
-            Ok(self
-                .0
-                .get(path)
-                .map_or(Node::Missing, |(node, _)| node.clone()))
-        }
-
-        fn needs(&mut self, path: &[u8]) -> Result<Needs> {
-            match self.0.get(path) {
-                Some((_, bytes)) => Ok(Needs::read(bytes)),
-                None => Err(Error::new(crate::kind::Kind::Internal, "no such file")),
-            }
-        }
-    }
-}
-
-#[cfg(test)]
 mod tests {
-    use super::{testing::Files, *};
+    use super::super::testing::Files;
+    use super::*;
 
     fn leads(files: &mut Files, path: &str) -> String {
         match follow(files, path.as_bytes()) {
