@@ -68,14 +68,14 @@ pub fn examine_process(
     let asks_more = match &first {
         Answer::Decided(Decision::Refuse(_)) => true,
         Answer::Decided(_) => false,
-        Answer::Narrow(_) => usize::BITS == 64,
+        Answer::Unsure(_) => true,
     };
     let answer = match here.closely().filter(|_| asks_more) {
         Some(closely) => question.decide(&closely),
         None => first,
     };
     match answer {
-        Answer::Decided(decision) | Answer::Narrow(decision) => decision,
+        Answer::Decided(decision) | Answer::Unsure(decision) => decision,
     }
 }
 
@@ -114,8 +114,9 @@ struct Question<'a> {
 
 enum Answer {
     Decided(Decision),
-    /// A 32-bit program is on the way.
-    Narrow(Decision),
+    /// A closer look may say otherwise: at whether a 64-bit kernel runs the 32-bit program on the way,
+    /// or at the handlers, which are mounted out of sight.
+    Unsure(Decision),
 }
 
 impl Question<'_> {
@@ -127,9 +128,11 @@ impl Question<'_> {
             .files
             .iter()
             .any(|file| file.needs.elf().is_some_and(|elf| !elf.wide));
+        let unseen =
+            !here.host().handlers_observed && matches!(looked.verdict, Verdict::Refused { .. });
         let decision = self.judge(&looked, via.as_deref(), here.host());
-        if narrow {
-            Answer::Narrow(decision)
+        if (narrow && usize::BITS == 64) || unseen {
+            Answer::Unsure(decision)
         } else {
             Answer::Decided(decision)
         }
