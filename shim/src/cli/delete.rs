@@ -12,6 +12,7 @@ use crate::oci::{self, Runtime};
 use crate::wire::task::DeleteResponse;
 
 use super::flags::Flags;
+use super::socket;
 
 /// 128 and SIGKILL, as everybody says it.
 const KILLED: u32 = 137;
@@ -49,6 +50,7 @@ pub(super) fn run(flags: &Flags) -> Result<Vec<u8>> {
     if let Err(error) = mounts::unmount_recursive(&bundle.rootfs()) {
         warn(&error);
     }
+    socket::forget(&bundle.join("address"));
     let pid = oci::read_pid(&bundle.join("init.pid")).ok();
     let response = DeleteResponse {
         pid: pid

@@ -88,6 +88,19 @@ pub(super) fn bind(path: &Path) -> Result<Bound> {
     )))
 }
 
+/// Takes away the socket that the file `address` of a bundle names, if nobody answers there any more.
+/// One shim of several containers may have died: then the first that is cleaned up does it.
+pub(super) fn forget(address: &Path) {
+    let Ok(text) = std::fs::read_to_string(address) else {
+        return;
+    };
+    let path = Path::new(text.trim().strip_prefix("unix://").unwrap_or(text.trim()));
+    let refused = |error: &std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+    if path.is_absolute() && UnixStream::connect(path).is_err_and(|error| refused(&error)) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -104,6 +117,22 @@ mod tests {
         let long = path(None, "/run/c", "n", &"x".repeat(255)).unwrap();
         assert!(long.as_os_str().len() <= LONGEST);
         assert!(path(Some(&"/d".repeat(40)), "/run/c", "n", "x").is_err());
+    }
+
+    #[test]
+    fn a_socket_that_nobody_answers_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, address) = (dir.path().join("s"), dir.path().join("address"));
+        forget(&address);
+        let Bound::New(listener) = bind(&path).unwrap() else {
+            panic!("nobody was there");
+        };
+        std::fs::write(&address, format!("unix://{}", path.display())).unwrap();
+        forget(&address);
+        assert!(path.exists(), "it is answered");
+        drop(listener);
+        forget(&address);
+        assert!(!path.exists());
     }
 
     #[test]
