@@ -4,6 +4,8 @@
 
 pub mod events;
 pub mod group;
+pub mod metrics1;
+pub mod metrics2;
 pub mod options;
 pub mod start;
 pub mod task;
