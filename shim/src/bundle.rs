@@ -239,10 +239,6 @@ mod tests {
         }
     }
 
-    fn any(name: &str, message: &impl Message) -> Option<Any> {
-        Some(Any::new(name, message))
-    }
-
     #[test]
     fn all_kinds_of_options_are_understood() {
         assert_eq!(options(None).unwrap(), Options::default());
@@ -251,7 +247,7 @@ mod tests {
             systemd_cgroup: true,
             ..Options::default()
         };
-        assert_eq!(options(any(OPTIONS, &crun).as_ref()).unwrap(), crun);
+        assert_eq!(options(Some(&Any::new(OPTIONS, &crun))).unwrap(), crun);
         for body in [
             "BinaryName = \"crun\"\nSystemdCgroup = true",
             "[options]\nBinaryName = \"crun\"\nSystemdCgroup = true\nUnknown = 1",
@@ -261,16 +257,16 @@ mod tests {
                     config_body: body.as_bytes().to_vec(),
                     ..RuntimeOptions::default()
                 };
-                assert_eq!(options(any(name, &envelope).as_ref()).unwrap(), crun);
+                assert_eq!(options(Some(&Any::new(name, &envelope))).unwrap(), crun);
             }
         }
-        let error = options(any("x.Options", &crun).as_ref()).unwrap_err();
+        let error = options(Some(&Any::new("x.Options", &crun))).unwrap_err();
         assert!(error.message().contains("`x.Options`"));
         let broken = RuntimeOptions {
             config_body: b"BinaryName = 3".to_vec(),
             ..RuntimeOptions::default()
         };
-        assert!(options(any(RUNTIME_OPTIONS[0], &broken).as_ref()).is_err());
+        assert!(options(Some(&Any::new(RUNTIME_OPTIONS[0], &broken))).is_err());
     }
 
     #[test]

@@ -43,14 +43,15 @@ impl Ending {
     }
 }
 
-type Reaped = Rc<RefCell<Vec<(Pid, Exit)>>>;
+/// What a watch has seen.
+type Kept = RefCell<Vec<(Pid, Exit)>>;
 
 #[derive(Default)]
 struct Registry {
     /// Who waits for whom.
     waiting: HashMap<Pid, oneshot::Sender<Exit>>,
     /// Who wants to know of everybody.
-    watches: Vec<Weak<RefCell<Vec<(Pid, Exit)>>>>,
+    watches: Vec<Weak<Kept>>,
 }
 
 thread_local! {
@@ -96,7 +97,7 @@ pub fn spawn(command: &mut Command) -> io::Result<Child> {
 
 /// Keeps what ends from now on, so that a process whose number becomes known later is not missed.
 #[derive(Debug, Default)]
-pub struct Watch(Reaped);
+pub struct Watch(Rc<Kept>);
 
 impl Watch {
     /// Begins; before whatever starts the process.

@@ -66,8 +66,7 @@ pub fn examine_process(
     // A quick look leaves out what only 32-bit programs need, and what is seldom so. What is
     // refused is refused after a closer one.
     let asks_more = match &first {
-        Answer::Decided(Decision::Refuse(_)) => true,
-        Answer::Decided(_) => false,
+        Answer::Decided(decision) => matches!(decision, Decision::Refuse(_)),
         Answer::Unsure(_) => true,
     };
     let answer = match here.closely().filter(|_| asks_more) {
@@ -156,14 +155,14 @@ impl Question<'_> {
         let mut root = Root::open(self.rootfs, &self.bundle.mounts, self.process).ok()?;
         let may_come = |_: &[u8]| furnished;
         let mut looker = Looker::new(&around, &mut root, &may_come);
-        let looked = looker.command(first, host).ok()?;
-        if looked.verdict.runs()
+        let found = looker.command(first, host).ok()?;
+        if found.verdict.runs()
             && let Some(Ok(started)) = looker.started(words, host)
         {
-            let init = looked.files.first().map(|file| file.path.clone());
+            let init = found.files.first().map(|file| file.path.clone());
             return Some((started, init));
         }
-        Some((looked, None))
+        Some((found, None))
     }
 
     fn judge(&self, looked: &Looked, via: Option<&str>, host: &Host) -> Decision {

@@ -3,6 +3,7 @@
 //!
 //! Needs Linux 5.12, and 5.19 for overlays (`mount_setattr(2)`, `MOUNT_ATTR_IDMAP`).
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -62,7 +63,8 @@ fn lines(value: &str) -> Result<String> {
         let numbers: Option<Vec<u32>> = part.split(':').map(|number| number.parse().ok()).collect();
         match numbers.as_deref() {
             Some([inside, outside, size]) if *size > 0 => {
-                text.push_str(&format!("{inside} {outside} {size}\n"));
+                // Into a string: it cannot fail.
+                let _ = writeln!(text, "{inside} {outside} {size}");
             }
             _ => {
                 let shown = part.escape_debug();

@@ -121,18 +121,17 @@ impl Publisher {
 
     async fn try_send(&self, request: &ForwardRequest) -> Result<(), String> {
         let known = self.0.client.borrow().clone();
-        let client = match known.filter(|client| !client.is_closed()) {
-            Some(client) => client,
-            None => {
-                let connecting = timeout(LIMIT, Client::connect(&self.0.address));
-                let client = connecting
-                    .await
-                    .map_err(|_| "no connection in time".to_owned())?;
-                let client = client.map_err(|error| format!("{}: {error}", self.0.address))?;
-                let client = Rc::new(client);
-                self.0.client.replace(Some(client.clone()));
-                client
-            }
+        let client = if let Some(client) = known.filter(|client| !client.is_closed()) {
+            client
+        } else {
+            let connecting = timeout(LIMIT, Client::connect(&self.0.address));
+            let client = connecting
+                .await
+                .map_err(|_| "no connection in time".to_owned())?;
+            let client = client.map_err(|error| format!("{}: {error}", self.0.address))?;
+            let client = Rc::new(client);
+            self.0.client.replace(Some(client.clone()));
+            client
         };
         match client.call(SERVICE, "Forward", request, LIMIT).await {
             Ok(_) => Ok(()),

@@ -100,9 +100,8 @@ impl Flags {
                 "namespace" => flags.namespace = value()?,
                 "id" => flags.id = value()?,
                 "bundle" => {
-                    flags.bundle = Some(value()?)
-                        .filter(|path| !path.is_empty())
-                        .map(PathBuf::from)
+                    let path = Some(value()?).filter(|path| !path.is_empty());
+                    flags.bundle = path.map(PathBuf::from);
                 }
                 "address" => flags.address = value()?,
                 "socket" => flags.socket = value()?,

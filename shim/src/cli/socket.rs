@@ -1,5 +1,6 @@
 //! Where a shim listens.
 
+use std::fmt::Write;
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -25,7 +26,8 @@ pub(super) fn path(
     let hash = digest::digest(&digest::SHA256, joined.as_os_str().as_encoded_bytes());
     let mut name = String::with_capacity(64);
     for byte in hash.as_ref() {
-        name.push_str(&format!("{byte:02x}"));
+        // Into a string: it cannot fail.
+        let _ = write!(name, "{byte:02x}");
     }
     let path = Path::new(directory.filter(|dir| !dir.is_empty()).unwrap_or(DIRECTORY)).join(name);
     if path.as_os_str().len() > LONGEST {

@@ -200,11 +200,10 @@ fn hold(stream: UnixStream, id: &str, most: u32) -> Held {
             Ok(_) if most > 0 => Held::No,
             _ => Held::Gone,
         },
-        // A shim of another make takes every container that is sent to it.
-        Err(ttrpc::Once::Refused) => Held::Yes,
         Err(ttrpc::Once::Lost) => Held::Gone,
-        // It is there, and busy.
-        Err(ttrpc::Once::Late) => Held::Yes,
+        // A shim of another make takes every container that is sent to it; one that is late is there,
+        // and busy.
+        Err(ttrpc::Once::Refused | ttrpc::Once::Late) => Held::Yes,
     }
 }
 

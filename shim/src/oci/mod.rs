@@ -115,6 +115,21 @@ pub struct Creation<'a> {
     pub no_keyring: bool,
 }
 
+impl Creation<'_> {
+    fn pass(&self, command: &mut Command, bundle: &Path) {
+        command.arg("--pid-file").arg(bundle.join("init.pid"));
+        if let Some(socket) = self.console {
+            command.arg("--console-socket").arg(socket);
+        }
+        if self.no_pivot {
+            command.arg("--no-pivot");
+        }
+        if self.no_keyring {
+            command.arg("--no-new-keyring");
+        }
+    }
+}
+
 /// What was started and has not ended.
 #[derive(Debug)]
 pub struct Running {
@@ -173,25 +188,16 @@ impl Runtime {
             Error::unknown(format!("starting `{} {what}`: {error}", self.program))
         };
         let mut output = None;
-        match ends {
-            Some([stdin, stdout, stderr]) => {
-                command.stdin(stdin).stdout(stdout).stderr(stderr);
-            }
-            None => {
-                // A file in memory: nobody has to read while the runtime writes.
-                let file = memfd_create(c"output", MFdFlags::MFD_CLOEXEC)
-                    .map_err(|error| failed(&error))?;
-                let file = File::from(file);
-                let copies = [file.try_clone(), file.try_clone()];
-                for (copy, set) in copies.into_iter().zip([
-                    Command::stdout as fn(&mut Command, File) -> &mut Command,
-                    Command::stderr,
-                ]) {
-                    set(&mut command, copy.map_err(|error| failed(&error))?);
-                }
-                command.stdin(input.map_or_else(Stdio::null, Stdio::from));
-                output = Some(file);
-            }
+        if let Some([stdin, stdout, stderr]) = ends {
+            command.stdin(stdin).stdout(stdout).stderr(stderr);
+        } else {
+            // A file in memory: nobody has to read while the runtime writes.
+            let file = memfd_create(c"output", MFdFlags::MFD_CLOEXEC);
+            let file = File::from(file.map_err(|error| failed(&error))?);
+            let copy = || file.try_clone().map_err(|error| failed(&error));
+            command.stdout(copy()?).stderr(copy()?);
+            command.stdin(input.map_or_else(Stdio::null, Stdio::from));
+            output = Some(file);
         }
         command.current_dir("/");
         // runc is a program in Go that lives for milliseconds: collecting its garbage is a tenth of
@@ -230,7 +236,7 @@ impl Runtime {
     pub fn create(&self, id: &str, bundle: &Path, creation: Creation<'_>) -> Result<Running> {
         let mut command = self.command("create");
         command.arg("--bundle").arg(bundle);
-        self.creation(&mut command, bundle, &creation);
+        creation.pass(&mut command, bundle);
         command.arg(id);
         self.start(command, "create", creation.ends, None)
     }
@@ -249,22 +255,9 @@ impl Runtime {
         command.arg("--work-path").arg(work);
         command.arg("--bundle").arg(bundle);
         command.args(["--detach", "--no-subreaper"]);
-        self.creation(&mut command, bundle, &creation);
+        creation.pass(&mut command, bundle);
         command.arg(id);
         self.start(command, "restore", creation.ends, None)
-    }
-
-    fn creation(&self, command: &mut Command, bundle: &Path, creation: &Creation<'_>) {
-        command.arg("--pid-file").arg(bundle.join("init.pid"));
-        if let Some(socket) = creation.console {
-            command.arg("--console-socket").arg(socket);
-        }
-        if creation.no_pivot {
-            command.arg("--no-pivot");
-        }
-        if creation.no_keyring {
-            command.arg("--no-new-keyring");
-        }
     }
 
     /// `exec`, detached: it returns when the process runs.
@@ -418,18 +411,16 @@ impl Running {
             None => ending.await,
             Some(deadline) => {
                 tokio::pin!(ending);
-                match timeout_at(deadline, &mut ending).await {
-                    Ok(exit) => exit,
-                    Err(_) => {
-                        // Not reaped yet, or we would know: so the number is still its own.
-                        let _ = kill(pid, Signal::SIGKILL);
-                        ending.await;
-                        return Err(Error::new(
-                            Code::DeadlineExceeded,
-                            format!("`{}` did not end in time and was killed", self.what),
-                        ));
-                    }
-                }
+                let Ok(exit) = timeout_at(deadline, &mut ending).await else {
+                    // Not reaped yet, or we would know: so the number is still its own.
+                    let _ = kill(pid, Signal::SIGKILL);
+                    ending.await;
+                    return Err(Error::new(
+                        Code::DeadlineExceeded,
+                        format!("`{}` did not end in time and was killed", self.what),
+                    ));
+                };
+                exit
             }
         };
         let mut out = Vec::new();

@@ -188,7 +188,7 @@ impl Inner {
             "Update" => answer(self.update(&read(payload)?, deadline).await),
             "Wait" => answer(self.wait(&read(payload)?, &call).await),
             "Stats" => answer(self.stats(&read(payload)?)),
-            "Connect" => answer(self.connect(&read::<ProcessRequest>(payload)?)),
+            "Connect" => answer(Ok(self.connect(&read::<ProcessRequest>(payload)?))),
             "Shutdown" => {
                 read::<ShutdownRequest>(payload)?;
                 self.shutdown();

@@ -62,6 +62,7 @@ pub const RUNTIME_OPTIONS: [&str; 2] =
     ["runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options"];
 
 /// `containerd.runc.v1.CheckpointOptions`.
+#[allow(clippy::struct_excessive_bools, reason = "as the message has them")]
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct CheckpointOptions {
     #[prost(bool, tag = "1")]

@@ -187,8 +187,11 @@ fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
     for name in [
         "memory", "cpu", "cpuacct", "blkio", "pids", "hugetlb", "rdma",
     ] {
-        cgroups += &format!("1:{name}:/box\n");
-        mounts += &format!("1 1 0:1 / /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}\n");
+        let _ = writeln!(cgroups, "1:{name}:/box");
+        let _ = writeln!(
+            mounts,
+            "1 1 0:1 / /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}"
+        );
     }
     let all = [
         ("proc/7/cgroup", cgroups.as_str()),
