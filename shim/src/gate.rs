@@ -69,13 +69,12 @@ pub fn examine_process(
     // mounted nowhere. What is refused is refused after a closer one.
     let narrow = |elf: &Elf| usize::BITS == 64 && !elf.wide;
     let mut programs = looked.files.iter().filter_map(|file| file.needs.elf());
-    if matches!(looked.verdict, Verdict::Refused { .. }) || programs.any(narrow) {
-        if let Some(closely) = here.closely() {
-            return match question.look(closely.host()) {
-                Some((looked, via)) => question.judge(&looked, via.as_deref(), closely.host()),
-                None => Decision::Go,
-            };
-        }
+    let doubtful = matches!(looked.verdict, Verdict::Refused { .. }) || programs.any(narrow);
+    if doubtful && let Some(closely) = here.closely() {
+        return match question.look(closely.host()) {
+            Some((looked, via)) => question.judge(&looked, via.as_deref(), closely.host()),
+            None => Decision::Go,
+        };
     }
     question.judge(&looked, via.as_deref(), here.host())
 }
@@ -131,10 +130,10 @@ impl Question<'_> {
         let furnished = self.bundle.is_furnished();
         let mut root = Root::open(self.rootfs, &self.bundle.mounts, self.process).ok()?;
         let may_come = |_: &[u8]| furnished;
-        let mut looker = Looker::new(&around, &mut root, &may_come);
-        let looked = looker.command(first, host).ok()?;
+        let mut search = Looker::new(&around, &mut root, &may_come);
+        let looked = search.command(first, host).ok()?;
         if looked.verdict.runs()
-            && let Some(Ok(started)) = looker.started(words, host)
+            && let Some(Ok(started)) = search.started(words, host)
         {
             let init = looked.files.first().map(|file| file.path.clone());
             return Some((started, init));

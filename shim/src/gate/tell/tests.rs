@@ -17,8 +17,8 @@ fn found() -> (Refusal, Emulated) {
     let host = detect(&Facts::from_texts("uname_machine=x86_64", table)).expect("a host");
     let mut files = Files::default().file("bin/app", true, &program(ARM64, None));
     let around = Surroundings::new("/bin", "/");
-    let mut looker = Looker::new(&around, &mut files, &|_| false);
-    let looked = looker.command("app", &host).expect("found");
+    let mut search = Looker::new(&around, &mut files, &|_| false);
+    let looked = search.command("app", &host).expect("found");
     let why = edgepull_platform::executable::Refusal::Machine;
     (
         Refusal::new(&looked, None, why, "it is not", &host, None),
@@ -43,14 +43,13 @@ fn fields(mut bytes: &[u8]) -> BTreeMap<String, String> {
         let end = bytes.iter().position(|b| *b == b'\n').expect("a line");
         let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
         let line = std::str::from_utf8(line).expect("text");
-        let (name, value, rest) = match line.split_once('=') {
-            Some((name, value)) => (name, value.to_owned(), rest),
-            None => {
-                let length = u64::from_le_bytes(rest[..8].try_into().expect("a length"));
-                let end = 8 + usize::try_from(length).expect("short");
-                let value = std::str::from_utf8(&rest[8..end]).expect("text");
-                (line, value.to_owned(), &rest[end + 1..])
-            }
+        let (name, value, rest) = if let Some((name, value)) = line.split_once('=') {
+            (name, value.to_owned(), rest)
+        } else {
+            let length = u64::from_le_bytes(rest[..8].try_into().expect("a length"));
+            let end = 8 + usize::try_from(length).expect("short");
+            let value = std::str::from_utf8(&rest[8..end]).expect("text");
+            (line, value.to_owned(), &rest[end + 1..])
         };
         assert_eq!(fields.insert(name.to_owned(), value), None, "{name} twice");
         bytes = rest;
