@@ -136,7 +136,8 @@ impl Kind {
         match self {
             Self::Internal => "94002c1f8480db31cb4e7bd97cbfaa78",
             Self::Usage => "963c7931fe62e3bad842be618d6ee5d5",
-            Self::Config => "987d3c028c4ba2928080e6e553f6733d",
+            // The shim says it of its part, too.
+            Self::Config => edgepull_platform::starts::CONFIG,
             Self::InvalidReference => "1f432b071e60aa10072465b7b736e44d",
             Self::PlatformMissing => "d2c9b98197d7c7148b8604c294165780",
             Self::NotRunnable => "0d4fff7a50c809cfbbea2aa413b80588",

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use edgepull_platform::Host;
+use edgepull_platform::{Host, starts};
 use jiff::Timestamp;
 
 use self::text::Text;
@@ -35,8 +35,6 @@ const BUCKETS: [u32; 11] = [1, 2, 5, 10, 30, 60, 120, 300, 900, 1800, 3600];
 const MOST_VALUES: usize = 64;
 /// Different answers of theirs: a registry that makes statuses up gets no series for each.
 const MOST_CODES: usize = 32;
-/// Why the shim refuses to start a container, as far as is known before it does.
-const REFUSALS: [Kind; 3] = [Kind::PlatformMissing, Kind::NotRunnable, Kind::Mislabelled];
 /// Reasons of refused starts, which another program sends.
 const MOST_REASONS: usize = 32;
 const LONGEST_REASON: usize = 32;
@@ -93,7 +91,7 @@ impl Metrics {
         // A counter that is born with its first event has not risen, and no alert sees that.
         let kinds = Kind::ALL.into_iter().map(Kind::name);
         let results = [PULLED, PRESENT].into_iter().chain(kinds);
-        let reasons = REFUSALS.into_iter().map(|kind| kind.name().to_owned());
+        let reasons = starts::reasons().map(str::to_owned);
         Self(Arc::new(Mutex::new(Inner {
             host: labels,
             version: version.to_owned(),
@@ -157,15 +155,11 @@ impl Metrics {
         }
     }
 
-    /// The shim refused to start a container. The reason comes from another program: the
-    /// name of a kind or another short identifier, everything else is `other`.
-    pub fn refused_start(&self, reason: &[u8]) {
+    /// The shim refused to start a container. The reason comes from another program, which may be
+    /// of another version: a short identifier, everything else is `other`.
+    pub fn refused_start(&self, reason: &str) {
         let mut inner = self.lock();
-        let reason = std::str::from_utf8(reason)
-            .ok()
-            .map(str::trim)
-            .filter(|reason| is_identifier(reason))
-            .unwrap_or(OTHER);
+        let reason = if is_identifier(reason) { reason } else { OTHER };
         let full = inner.refused.len() >= MOST_REASONS;
         let reason = if full && !inner.refused.contains_key(reason) {
             OTHER

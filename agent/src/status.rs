@@ -3,6 +3,7 @@
 
 mod board;
 
+use edgepull_platform::starts::RefusedStart;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -201,6 +202,15 @@ pub struct Counts {
     pub failed: usize,
 }
 
+/// Containers that the shim did not start for one reason; the last of them by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RefusedStarts {
+    #[serde(flatten)]
+    pub start: RefusedStart,
+    pub count: u64,
+    pub last: Timestamp,
+}
+
 /// The document without its images.
 #[derive(Debug, Clone, Serialize)]
 pub struct Daemon {
@@ -219,6 +229,8 @@ pub struct Daemon {
     pub engine_error: Option<Error>,
     /// Faults of the configuration; what was last right is in force.
     pub faults: Vec<Error>,
+    /// What the shim did not start lately, the latest first.
+    pub refused_starts: Vec<RefusedStarts>,
     pub counts: Counts,
 }
 

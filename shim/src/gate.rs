@@ -15,7 +15,7 @@ use std::{path::Path, time::Duration};
 
 use edgepull_platform::{
     Host,
-    executable::{Refusal as Why, Verdict},
+    executable::{Elf, Refusal as Why, Verdict},
     launch::{Looked, Looker, Surroundings},
 };
 use tokio::sync::oneshot;
@@ -62,20 +62,21 @@ pub fn examine_process(
         rootfs,
         never: policy == Emulation::Never || bundle.forbids_emulation(),
     };
-    let first = question.decide(here);
-    // A quick look leaves out what only 32-bit programs need, and what is seldom so. What is
-    // refused is refused after a closer one.
-    let asks_more = match &first {
-        Answer::Decided(decision) => matches!(decision, Decision::Refuse(_)),
-        Answer::Unsure(_) => true,
+    let Some((looked, via)) = question.look(here.host()) else {
+        return Decision::Go;
     };
-    let answer = match here.closely().filter(|_| asks_more) {
-        Some(closely) => question.decide(&closely),
-        None => first,
-    };
-    match answer {
-        Answer::Decided(decision) | Answer::Unsure(decision) => decision,
+    // A quick look leaves out what only 32-bit programs need, and handlers in a table that is
+    // mounted nowhere. What is refused is refused after a closer one.
+    let narrow = |elf: &Elf| usize::BITS == 64 && !elf.wide;
+    let mut programs = looked.files.iter().filter_map(|file| file.needs.elf());
+    let doubtful = matches!(looked.verdict, Verdict::Refused { .. }) || programs.any(narrow);
+    if doubtful && let Some(closely) = here.closely() {
+        return match question.look(closely.host()) {
+            Some((looked, via)) => question.judge(&looked, via.as_deref(), closely.host()),
+            None => Decision::Go,
+        };
     }
+    question.judge(&looked, via.as_deref(), here.host())
 }
 
 /// The same question with a limit: a root file system may be on a network that does not answer,
@@ -111,32 +112,7 @@ struct Question<'a> {
     never: bool,
 }
 
-enum Answer {
-    Decided(Decision),
-    /// A closer look may say otherwise: at whether a 64-bit kernel runs the 32-bit program on the way,
-    /// or at the handlers, which are mounted out of sight.
-    Unsure(Decision),
-}
-
 impl Question<'_> {
-    fn decide(&self, here: &Here) -> Answer {
-        let Some((looked, via)) = self.look(here.host()) else {
-            return Answer::Decided(Decision::Go);
-        };
-        let narrow = looked
-            .files
-            .iter()
-            .any(|file| file.needs.elf().is_some_and(|elf| !elf.wide));
-        let unseen =
-            !here.host().handlers_observed && matches!(looked.verdict, Verdict::Refused { .. });
-        let decision = self.judge(&looked, via.as_deref(), here.host());
-        if (narrow && usize::BITS == 64) || unseen {
-            Answer::Unsure(decision)
-        } else {
-            Answer::Decided(decision)
-        }
-    }
-
     /// What is started, and by which init if there is one. `None`: that cannot be told.
     fn look(&self, host: &Host) -> Option<(Looked, Option<String>)> {
         if self.bundle.has_own_users() || self.bundle.is_started_otherwise() {
@@ -154,15 +130,15 @@ impl Question<'_> {
         let furnished = self.bundle.is_furnished();
         let mut root = Root::open(self.rootfs, &self.bundle.mounts, self.process).ok()?;
         let may_come = |_: &[u8]| furnished;
-        let mut looker = Looker::new(&around, &mut root, &may_come);
-        let found = looker.command(first, host).ok()?;
-        if found.verdict.runs()
-            && let Some(Ok(started)) = looker.started(words, host)
+        let mut search = Looker::new(&around, &mut root, &may_come);
+        let looked = search.command(first, host).ok()?;
+        if looked.verdict.runs()
+            && let Some(Ok(started)) = search.started(words, host)
         {
-            let init = found.files.first().map(|file| file.path.clone());
+            let init = looked.files.first().map(|file| file.path.clone());
             return Some((started, init));
         }
-        Some((found, None))
+        Some((looked, None))
     }
 
     fn judge(&self, looked: &Looked, via: Option<&str>, host: &Host) -> Decision {

@@ -65,6 +65,8 @@ pub struct Config {
     pub policy: Policy,
     /// `[policy] emulation`.
     pub emulation: Emulation,
+    /// `[shim] emulation`, which the shim reads by itself: here for its faults to be found.
+    pub shim_emulation: Option<Emulation>,
     /// `[metrics] listen`.
     pub metrics_listen: Option<SocketAddr>,
     /// `[metrics] textfile`.
@@ -132,6 +134,7 @@ impl Config {
                 "limits" => Self::limits,
                 "schedule" => Self::schedule,
                 "policy" => Self::policy,
+                "shim" => Self::shim,
                 "metrics" => Self::metrics,
                 "registry" => Self::registry,
                 _ => return Err(sections::unknown(&reader, name, &span)),

@@ -125,26 +125,30 @@ impl Config {
     ) -> Result<(), Fault> {
         for (name, span, value) in table.in_order() {
             let key = table.name(name);
-            let other = |text: &str, known: &str| {
-                let what = format!("`{}` is none; there are {known}", shown(text));
-                reader.fault(&key, &value.span(), what)
-            };
             match name {
                 "image" => {
                     self.policy = match reader.string(&key, value)? {
                         "off" => Policy::Off,
                         "elf" => Policy::Elf,
                         "strict" => Policy::Strict,
-                        text => return Err(other(text, "`off`, `elf` and `strict`")),
+                        text => {
+                            let known = "`off`, `elf` and `strict`";
+                            return Err(none_of(reader, &key, value, text, known));
+                        }
                     };
                 }
-                "emulation" => {
-                    self.emulation = match reader.string(&key, value)? {
-                        "never" => Emulation::Never,
-                        "allow" => Emulation::Allow,
-                        text => return Err(other(text, "`never` and `allow`")),
-                    };
-                }
+                "emulation" => self.emulation = emulation(reader, &key, value)?,
+                _ => return Err(unknown(reader, &key, &span)),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn shim(&mut self, reader: &Reader<'_>, table: &Node<'_, '_>) -> Result<(), Fault> {
+        for (name, span, value) in table.in_order() {
+            let key = table.name(name);
+            match name {
+                "emulation" => self.shim_emulation = Some(emulation(reader, &key, value)?),
                 _ => return Err(unknown(reader, &key, &span)),
             }
         }
@@ -216,6 +220,19 @@ impl Config {
 
 pub(super) fn unknown(reader: &Reader<'_>, key: &str, at: &std::ops::Range<usize>) -> Fault {
     reader.fault(key, at, "there is no such key")
+}
+
+fn emulation(reader: &Reader<'_>, key: &str, value: &Value<'_>) -> Result<Emulation, Fault> {
+    match reader.string(key, value)? {
+        "never" => Ok(Emulation::Never),
+        "allow" => Ok(Emulation::Allow),
+        text => Err(none_of(reader, key, value, text, "`never` and `allow`")),
+    }
+}
+
+fn none_of(reader: &Reader<'_>, key: &str, value: &Value<'_>, text: &str, known: &str) -> Fault {
+    let what = format!("`{}` is none; there are {known}", shown(text));
+    reader.fault(key, &value.span(), what)
 }
 
 fn filled<'v>(reader: &Reader<'_>, key: &str, value: &'v Value<'_>) -> Result<&'v str, Fault> {

@@ -25,6 +25,7 @@ fn the_example_has_every_key_and_is_right() {
         prune: Some(Refresh::Never),
         policy: Policy::Strict,
         emulation: Emulation::Allow,
+        shim_emulation: Some(Emulation::Never),
         metrics_listen: Some(_),
         metrics_textfile: Some(_),
         labels,
@@ -78,6 +79,9 @@ fn a_fault_has_its_line_and_key_and_no_secret() {
         ("[schedule]\nwindows = [\"22-6\"]", 2, "schedule.windows"),
         ("[schedule]\nwindows = [1]", 2, "schedule.windows"),
         ("[schedule]\nwindow = []", 2, "schedule.window"),
+        ("[shim]\nemulation = \"nevr\"", 2, "shim.emulation"),
+        ("[shim]\nemulation = true", 2, "shim.emulation"),
+        ("[shim]\ngate = \"off\"", 2, "shim.gate"),
         ("[metrics]\nlisten = \":9464\"", 2, "metrics.listen"),
         (
             "[metrics]\ntextfile = \"edgepull.prom\"",

@@ -39,5 +39,3 @@ const REPORT: &str = "please report it, with `edgepull version` and the daemon's
 
 /// Where the daemon is asked.
 pub const SOCKET: &str = "/run/edgepull/edgepull.sock";
-/// Where the shim tells which containers it refused to start.
-pub const REFUSALS: &str = "/run/edgepull/refusals.sock";

@@ -82,7 +82,7 @@ pub async fn run(session: Session, places: Places, config_text: String) -> Resul
             }
         }
     };
-    let counted = count_refusals(&refusals, handle.metrics.clone());
+    let counted = count_refusals(&refusals, handle.clone());
     let refused = async {
         if let Err(error) = counted.await {
             super::journal::report(&error, None);

@@ -41,7 +41,7 @@ fn full() -> Metrics {
     metrics.requests("r.example", "200", 2);
     metrics.bytes("r.example", "registry", 77);
     metrics.rate_limit_remaining("r.example", 12);
-    metrics.refused_start(b"not_runnable");
+    metrics.refused_start("machine");
     metrics.reconciled(Timestamp::from_second(2000).expect("in range"));
     metrics
 }
@@ -73,7 +73,7 @@ fn the_text_has_what_happened() {
         "edgepull_written_bytes_total 80",
         "edgepull_registry_requests_total{registry=\"r.example\",code=\"200\"} 5",
         "edgepull_ratelimit_remaining{registry=\"r.example\"} 12",
-        "edgepull_refused_starts_total{reason=\"not_runnable\"} 1",
+        "edgepull_refused_starts_total{reason=\"machine\"} 1",
         "edgepull_reconcile_timestamp_seconds 2000",
     ] {
         assert!(text.lines().any(|l| l == line), "{line}\n{text}");
@@ -168,7 +168,7 @@ fn what_alerts_count_is_there_as_nothing_before_it_happens() {
     {
         is_there(&format!("edgepull_pulls_total{{result=\"{result}\"}} 0"));
     }
-    for reason in ["platform_missing", "not_runnable", "mislabelled"] {
+    for reason in ["machine", "pages", "empty", "emulation"] {
         is_there(&format!(
             "edgepull_refused_starts_total{{reason=\"{reason}\"}} 0"
         ));
@@ -187,11 +187,11 @@ fn label_values_are_escaped() {
 #[test]
 fn what_comes_from_outside_is_bounded() {
     let metrics = metrics();
-    for reason in [&b"no such\nthing"[..], b"", b"\xff", &[b'a'; 33]] {
+    for reason in ["no such\nthing", "", "Machine", "ä", &"a".repeat(33)] {
         metrics.refused_start(reason);
     }
     for number in 0..100 {
-        metrics.refused_start(format!("reason_{number}").as_bytes());
+        metrics.refused_start(&format!("reason_{number}"));
         metrics.requests(&format!("r{number}.example"), "200", 1);
         metrics.rate_limit_remaining(&format!("r{number}.example"), 1);
     }
@@ -209,7 +209,7 @@ fn what_comes_from_outside_is_bounded() {
     );
     assert_eq!(count("edgepull_ratelimit_remaining{"), MOST_VALUES);
     for line in [
-        "edgepull_refused_starts_total{reason=\"other\"} 76",
+        "edgepull_refused_starts_total{reason=\"other\"} 86",
         "edgepull_registry_requests_total{registry=\"other\",code=\"200\"} 136",
         "edgepull_registry_requests_total{registry=\"r0.example\",code=\"other\"} 69",
         "edgepull_registry_requests_total{registry=\"r0.example\",code=\"330\"} 1",

@@ -85,18 +85,18 @@ impl Proof {
 pub fn prove(launch: &Launch, tree: &mut dyn Tree, layers: &[Digest], host: &Host) -> Proof {
     let words = launch.words();
     let may_come = |path: &[u8]| !is_of_system(path) || launch.is_volume(path);
-    let mut looker = Looker::new(launch.surroundings(), tree, &may_come);
+    let mut search = Looker::new(launch.surroundings(), tree, &may_come);
     let Some(first) = words.first().filter(|word| !word.is_empty()) else {
         return Proof::unknown(words, "the image names no command to start");
     };
-    let mut proof = match looker.command(first, host) {
+    let mut proof = match search.command(first, host) {
         Ok(looked) => of_looked(looked, words.clone(), layers),
         Err(Unseen(reason)) => return Proof::unknown(words, reason),
     };
     if !proof.verdict.runs() {
         return proof;
     }
-    if let Some(started) = looker.started(&words, host) {
+    if let Some(started) = search.started(&words, host) {
         match started {
             Ok(looked) => {
                 let mut inner = of_looked(looked, words, layers);
@@ -109,7 +109,7 @@ pub fn prove(launch: &Launch, tree: &mut dyn Tree, layers: &[Digest], host: &Hos
                 .push(format!("what `{first}` starts: {reason}")),
         }
     } else if let Some(given) = launch.given()
-        && let Ok(looked) = looker.command(given, host)
+        && let Ok(looked) = search.command(given, host)
         && let Verdict::Refused { why, reason } = &looked.verdict
         && why.is_foreign()
     {

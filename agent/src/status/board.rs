@@ -5,10 +5,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use edgepull_platform::starts::RefusedStart;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
-use super::{Counts, Daemon, Document, Engine, Image, Notice, Phase, Progress, SCHEMA, State};
+use super::{
+    Counts, Daemon, Document, Engine, Image, Notice, Phase, Progress, RefusedStarts, SCHEMA, State,
+};
 use crate::{
     desired::Key,
     error::Error,
@@ -19,6 +22,8 @@ use crate::{
 
 /// Notices that a listener may be behind; more, and it is told that it missed some.
 const BACKLOG: usize = 256;
+/// Rows of refused starts: as many as fit below a table that people read.
+const MOST_REFUSED: usize = 8;
 
 /// What is known of an image that is on the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +146,7 @@ impl Board {
             engine: None,
             engine_error: None,
             faults: Vec::new(),
+            refused_starts: Vec::new(),
             counts: Counts::default(),
         };
         Self {
@@ -367,6 +373,31 @@ impl Board {
     pub fn faults(&self, faults: Vec<Error>) {
         let mut state = self.lock();
         state.daemon.faults = faults;
+        self.tell_daemon(&state);
+    }
+
+    /// The shim did not start a container. What is tried again and again is one row.
+    pub fn refused_start(&self, start: RefusedStart, now: Timestamp) {
+        let mut state = self.lock();
+        let rows = &mut state.daemon.refused_starts;
+        let same = |row: &RefusedStarts| {
+            let was = &row.start;
+            (&was.message, &was.reference, &was.namespace, &was.pod)
+                == (
+                    &start.message,
+                    &start.reference,
+                    &start.namespace,
+                    &start.pod,
+                )
+        };
+        let known = rows.iter().position(same).map(|at| rows.remove(at));
+        let row = RefusedStarts {
+            start,
+            count: known.map_or(1, |row| row.count.saturating_add(1)),
+            last: now,
+        };
+        rows.insert(0, row);
+        rows.truncate(MOST_REFUSED);
         self.tell_daemon(&state);
     }
 

@@ -1,6 +1,7 @@
 //! What this host runs, as cheaply as a container's start allows.
 
 use std::{
+    fs,
     os::fd::{AsRawFd, OwnedFd},
     path::PathBuf,
     sync::OnceLock,
@@ -57,9 +58,13 @@ impl Here {
     }
 }
 
-/// The kernel's table of handlers, mounted nowhere (Linux 5.2 and later). There is one, whether
-/// anybody mounts it or not, so this changes nothing.
+/// The kernel's table of handlers, mounted nowhere (Linux 5.2 and later). In the first user
+/// namespace there is one for all, and looking at it changes nothing. In another one this would make a
+/// new and empty one (Linux 6.7 and later), which hides what the first one has: there nobody looks.
 fn handlers() -> rustix::io::Result<OwnedFd> {
+    if !is_first_of_users(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default()) {
+        return Err(rustix::io::Errno::PERM);
+    }
     let context = fsopen("binfmt_misc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
     let flags = MountAttrFlags::MOUNT_ATTR_RDONLY
@@ -69,9 +74,27 @@ fn handlers() -> rustix::io::Result<OwnedFd> {
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)
 }
 
+/// Whether a user's numbers are everybody's, by `/proc/self/uid_map`.
+fn is_first_of_users(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_user_namespaces_are_known() {
+        assert!(is_first_of_users("         0          0 4294967295\n"));
+        for other in [
+            "",
+            "0 100000 65536\n",
+            "0 0 65536\n",
+            "0 0 1\n1 1 4294967294\n",
+        ] {
+            assert!(!is_first_of_users(other), "{other}");
+        }
+    }
 
     #[test]
     fn this_host_runs_what_it_is_and_a_closer_look_says_the_same() {

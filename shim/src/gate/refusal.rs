@@ -54,9 +54,9 @@ impl Refusal {
             Why::Machine | Why::System => format!(
                 "{decisive} is {}; this host ({}) runs {}; use an image that has {} (`edgepull check {image}` tells){}",
                 needs(looked),
-                host.platform,
+                platform(host),
                 runs(host, why),
-                host.platform,
+                platform(host),
                 if why == Why::Machine {
                     ", or register an emulator"
                 } else {
@@ -108,9 +108,9 @@ impl Refusal {
             "{} is {}; this host ({}) would run it by the emulator `{}` alone, which `[shim] emulation` of /etc/edgepull/config.toml or the annotation io.edgepull.emulation forbids; use an image that has {} (`edgepull check {}` tells)",
             subject(looked, via),
             needs(looked),
-            host.platform,
+            platform(host),
             cut(handler),
-            host.platform,
+            platform(host),
             name(image),
         );
         Refusal {
@@ -152,9 +152,9 @@ impl Emulated {
             "{} is {}; this host ({}) runs it by the emulator `{}`, many times slower than a program of its own; use an image that has {} (`edgepull check {}` tells), or forbid it by `[shim] emulation = \"never\"` in /etc/edgepull/config.toml",
             subject(looked, via),
             needs(looked),
-            host.platform,
+            platform(host),
             cut(handler),
-            host.platform,
+            platform(host),
             name(image),
         );
         Emulated {
@@ -180,7 +180,7 @@ impl About {
                 .file()
                 .map_or_else(String::new, |file| cut(&file.path)),
             needs: needs(looked),
-            host: host.platform.to_string(),
+            host: platform(host),
         }
     }
 }
@@ -227,6 +227,14 @@ fn name(image: Option<&str>) -> String {
     cut(image.unwrap_or("IMAGE"))
 }
 
+/// The platform that images for this host are labelled with; levels of an architecture are seldom.
+fn platform(host: &Host) -> String {
+    if host.architecture == "arm" {
+        return host.platform.to_string();
+    }
+    format!("{}/{}", host.os, host.architecture)
+}
+
 /// `amd64 and 386`, and what emulators run.
 fn runs(host: &Host, why: Why) -> String {
     let mut names: Vec<String> = Vec::new();
@@ -254,7 +262,7 @@ fn runs(host: &Host, why: Why) -> String {
 
 /// What of this host the file does not fit.
 fn described(host: &Host, why: Why) -> String {
-    let platform = host.platform.to_string();
+    let platform = platform(host);
     match (why, host.page_size) {
         (Why::Pages, Some(size)) => format!("{platform} with pages of {} KiB", size / 1024),
         _ => platform,

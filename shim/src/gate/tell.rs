@@ -25,16 +25,18 @@ pub struct Container<'a> {
 /// Tells that a container, or a process in it, was not started.
 pub fn refused(refusal: &Refusal, container: &Container<'_>) {
     record(refusal, container).send();
-    if let Ok(datagram) = serde_json::to_vec(&told(refusal, container)) {
-        send(Path::new(starts::SOCKET), &datagram);
-    }
+    tell_daemon(Path::new(starts::SOCKET), refusal, container);
 }
 
 /// Tells that one is started which an emulator runs.
 pub fn emulated(emulated: &Emulated, container: &Container<'_>) {
+    warning(emulated, container).send();
+}
+
+fn warning(emulated: &Emulated, container: &Container<'_>) -> Record {
     let record = Record::new(Priority::Warning, emulated.line());
     let record = record.field("MESSAGE_ID", starts::EMULATED);
-    described(record, emulated.about(), container).send();
+    described(record, emulated.about(), container)
 }
 
 fn record(refusal: &Refusal, container: &Container<'_>) -> Record {
@@ -65,6 +67,12 @@ fn described(record: Record, about: &About, container: &Container<'_>) -> Record
         )
 }
 
+fn tell_daemon(socket: &Path, refusal: &Refusal, container: &Container<'_>) {
+    if let Ok(datagram) = serde_json::to_vec(&told(refusal, container)) {
+        send(socket, &datagram);
+    }
+}
+
 fn told(refusal: &Refusal, container: &Container<'_>) -> RefusedStart {
     let annotation = |name| container.bundle.annotation(name);
     let pod = annotation("io.kubernetes.cri.sandbox-name").map(|name| {
@@ -80,3 +88,6 @@ fn told(refusal: &Refusal, container: &Container<'_>) -> RefusedStart {
         pod,
     }
 }
+
+#[cfg(test)]
+mod tests;

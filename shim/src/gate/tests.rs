@@ -11,6 +11,8 @@ use edgepull_platform::{
 use nix::{sys::stat, unistd::mkfifo};
 use serde_json::{Value, json};
 
+mod properties;
+
 use super::*;
 
 const QEMU: &str = "enabled\ninterpreter /usr/bin/qemu-aarch64-static\nflags: FLAGS\noffset 0\n\

@@ -110,6 +110,10 @@ impl Document {
         for fault in self.faults() {
             text.push_str(&failure("configuration", &fault));
         }
+        let refused = self.0.get("refused_starts").and_then(Value::as_array);
+        for row in refused.into_iter().flatten().filter(|row| row.is_object()) {
+            text.push_str(&refused_start(row));
+        }
         let images = self.images();
         if images.is_empty() {
             text.push_str("no images are declared below /etc/edgepull/images.d\n");
@@ -139,6 +143,25 @@ impl Document {
         }
         text
     }
+}
+
+/// `refused container ID (NAMESPACE), 3 times: why`.
+fn refused_start(row: &Value) -> String {
+    let word = |key: &str| row.get(key).and_then(Value::as_str).unwrap_or_default();
+    let what = match (word("pod"), word("container")) {
+        ("", container) => format!("container {container}"),
+        (pod, _) => format!("a container of pod {pod}"),
+    };
+    let times = match row.get("count").and_then(Value::as_u64) {
+        None | Some(1) => String::new(),
+        Some(count) => format!(", {count} times"),
+    };
+    let line = format!(
+        "not started: {what} ({}){times}: {}",
+        word("namespace"),
+        word("message")
+    );
+    format!("{}\n", output::plain(&line))
 }
 
 fn same(one: &Value, other: &Value) -> bool {
@@ -275,6 +298,21 @@ mod tests {
         document.take(told("work", json!({"event": "syncing"})));
         document.take(told("news", json!(7)));
         assert!(document.first_pass_done());
+        document.take(told(
+            "daemon",
+            json!({"refused_starts": [{"container": "c1", "pod": null, "namespace": "default",
+                "message": "cannot\nrun here", "count": 2}, 7]}),
+        ));
+        let printer = Printer {
+            output: super::super::super::args::Output::Text,
+            colour: false,
+        };
+        let text = document.text(printer, Timestamp::UNIX_EPOCH);
+        assert_eq!(text.matches("not started").count(), 1, "{text}");
+        assert!(
+            text.contains("not started: container c1 (default), 2 times: cannot\\nrun here\n"),
+            "{text}"
+        );
         let left: Vec<String> = document.images().into_iter().map(|i| i.reference).collect();
         assert_eq!(left, ["b"]);
         assert_eq!(document.json()["schema"], "edgepull.status/1");

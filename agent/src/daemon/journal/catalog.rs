@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use edgepull_platform::starts;
+
 use super::Notice;
 use crate::kind::Kind;
 
@@ -12,7 +14,7 @@ pub fn catalog() -> String {
     );
     let kinds = Kind::ALL.map(|kind| (kind.message_id(), of_kind(kind)));
     let notices = Notice::ALL.map(|notice| (notice.message_id(), of_notice(notice)));
-    for (id, (subject, advice)) in kinds.into_iter().chain(notices) {
+    for (id, (subject, advice)) in kinds.into_iter().chain(notices).chain(STARTS) {
         let _ = write!(
             text,
             "\n-- {id}\nSubject: edgepull: {subject}\nDefined-By: edgepull\n\
@@ -21,6 +23,32 @@ pub fn catalog() -> String {
     }
     text
 }
+
+/// What the shim says of containers. Its message names the file, and has the next step.
+pub(super) const STARTS: [(&str, (&str, &str)); 2] = [
+    (
+        starts::REFUSED,
+        (
+            "a container was not started, because it cannot run here",
+            "@EDGEPULL_FILE@ of container @CONTAINER_ID@ (@CONTAINER_NAMESPACE@) is what it starts,\n\
+             and cannot run on this host (@EDGEPULL_PLATFORM@); the message says why and what to do.\n\
+             `edgepull detect` says what this host runs, `edgepull verify` looks at a whole image.\n\
+             Where this is wrong, please report it; the container starts with\n\
+             `io.containerd.runc.v2` as its runtime.",
+        ),
+    ),
+    (
+        starts::EMULATED,
+        (
+            "a container runs under an emulator",
+            "@EDGEPULL_FILE@ of container @CONTAINER_ID@ (@CONTAINER_NAMESPACE@) is for other cores\n\
+             than this host's (@EDGEPULL_PLATFORM@). It was started, and is slow. `edgepull check`\n\
+             tells whether its image is published for this host. To have such containers refused,\n\
+             set `emulation = \"never\"` below `[shim]` in /etc/edgepull/config.toml, or the\n\
+             annotation io.edgepull.emulation=never.",
+        ),
+    ),
+];
 
 /// One line, and what to do. journalctl puts in the value of `@FIELD@`.
 const fn of_kind(kind: Kind) -> (&'static str, &'static str) {

@@ -188,8 +188,10 @@ fn the_catalog_in_the_tree_is_what_the_program_says() {
         );
     }
     let kinds = Kind::ALL.map(Kind::message_id).into_iter();
-    let ids: BTreeSet<_> = kinds.chain(Notice::ALL.map(Notice::message_id)).collect();
-    assert_eq!(ids.len(), Kind::ALL.len() + Notice::ALL.len());
+    let notices = Notice::ALL.map(Notice::message_id);
+    let starts = catalog::STARTS.map(|(id, _)| id);
+    let ids: BTreeSet<_> = kinds.chain(notices).chain(starts).collect();
+    assert_eq!(ids.len(), Kind::ALL.len() + notices.len() + starts.len());
     for id in ids {
         assert!(
             id.len() == 32 && there.contains(&format!("\n-- {id}\n")),

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    daemon::{Ask, client::Client, count_refusals},
+    daemon::{Ask, client::Client},
     desired::Key,
     event::{Event, Observer},
     metrics::Metrics,
@@ -554,33 +554,4 @@ async fn whoever_finds_every_connection_taken_is_answered_after_one_has_ended() 
             scene.client().status(None).await.expect("answered");
         })
         .await;
-}
-
-#[tokio::test]
-async fn refusals_of_the_shim_are_counted() {
-    let scene = Scene::new();
-    let path = scene.dir.path().join("refusals.sock");
-    let telling = async {
-        let socket = tokio::net::UnixDatagram::unbound().expect("made");
-        for reason in ["not_runnable", "not_runnable", "No Such Reason"] {
-            while socket.send_to(reason.as_bytes(), &path).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
-        let wanted = [
-            "edgepull_refused_starts_total{reason=\"not_runnable\"} 2",
-            "edgepull_refused_starts_total{reason=\"other\"} 1",
-        ];
-        while !wanted
-            .iter()
-            .all(|line| scene.handle.metrics_text().contains(line))
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
-    };
-    tokio::select! {
-        ended = count_refusals(&path, scene.handle.metrics.clone()) => panic!("{ended:?}"),
-        told = tokio::time::timeout(Duration::from_secs(5), telling) => told.expect("counted"),
-    }
 }
