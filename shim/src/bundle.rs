@@ -12,7 +12,10 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::wire::Any;
-use crate::wire::options::{OPTIONS, Options, RUNTIME_OPTIONS, RuntimeOptions};
+use crate::wire::options::{
+    OLD_OPTIONS, OLD_RUNTIME, OPTIONS, OldOptions, OldRuntime, Options, RUNTIME_OPTIONS,
+    RuntimeOptions,
+};
 
 /// The longest file of a bundle that is read (bytes).
 const LONGEST: u64 = 16 << 20;
@@ -183,6 +186,14 @@ pub fn options(any: Option<&Any>) -> Result<Options> {
     if any.is(OPTIONS) {
         return Options::decode(any.value.as_slice()).map_err(|error| unreadable(&error));
     }
+    if any.is(OLD_OPTIONS) {
+        let old = OldOptions::decode(any.value.as_slice());
+        return old.map(Options::from).map_err(|error| unreadable(&error));
+    }
+    if any.is(OLD_RUNTIME) {
+        let old = OldRuntime::decode(any.value.as_slice());
+        return old.map(Options::from).map_err(|error| unreadable(&error));
+    }
     if RUNTIME_OPTIONS.iter().any(|name| any.is(name)) {
         let envelope =
             RuntimeOptions::decode(any.value.as_slice()).map_err(|error| unreadable(&error))?;
@@ -260,6 +271,19 @@ mod tests {
                 assert_eq!(options(Some(&Any::new(name, &envelope))).unwrap(), crun);
             }
         }
+        let old = OldOptions {
+            shim_cgroup: "/x".to_owned(),
+            no_new_keyring: true,
+            ..OldOptions::default()
+        };
+        let read = options(Some(&Any::new(OLD_OPTIONS, &old))).unwrap();
+        assert!(read.no_new_keyring && read.shim_cgroup == "/x");
+        let old = OldRuntime {
+            runtime: "crun".to_owned(),
+            systemd_cgroup: true,
+            ..OldRuntime::default()
+        };
+        assert_eq!(options(Some(&Any::new(OLD_RUNTIME, &old))).unwrap(), crun);
         let error = options(Some(&Any::new("x.Options", &crun))).unwrap_err();
         assert!(error.message().contains("`x.Options`"));
         let broken = RuntimeOptions {

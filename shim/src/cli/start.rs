@@ -19,7 +19,7 @@ use crate::config::{Config, Grouping};
 use crate::error::{Error, Result};
 use crate::wire::Any;
 use crate::wire::group::{self, HoldRequest, HoldResponse};
-use crate::wire::options::{OPTIONS, Options, RUNTIME_OPTIONS};
+use crate::wire::options::{OLD_OPTIONS, OLD_RUNTIME, OPTIONS, Options, RUNTIME_OPTIONS};
 use crate::wire::start::{BootstrapParams, BootstrapResult};
 use crate::wire::ttrpc;
 

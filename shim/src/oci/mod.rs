@@ -199,7 +199,9 @@ impl Runtime {
             command.stdin(input.map_or_else(Stdio::null, Stdio::from));
             output = Some(file);
         }
-        command.current_dir("/");
+        // Wrappers of runtimes look for the specification where they are started.
+        let bundle = self.log.parent().filter(|bundle| bundle.is_dir());
+        command.current_dir(bundle.unwrap_or(Path::new("/")));
         // runc is a program in Go that lives for milliseconds: collecting its garbage is a tenth of
         // that. The limit is for one that has much to do all the same. No container inherits these.
         command.env("GOGC", "off").env("GOMEMLIMIT", "48MiB");
@@ -207,7 +209,7 @@ impl Runtime {
         let logged = std::fs::metadata(&self.log).map_or(0, |meta| meta.len());
         let child = child::spawn(&mut command).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::unknown(format!(
-                "the OCI runtime `{}` was not found in PATH: install it, or name another one (BinaryName in the runtime's options)",
+                "OCI runtime {what} failed: exec: \"{}\": executable file not found in $PATH: install this OCI runtime, or name another one (BinaryName in the runtime's options)",
                 self.program
             )),
             _ => failed(&error),

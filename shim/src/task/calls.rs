@@ -9,7 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::oci::Failure;
 use crate::wire::events::{Event, OfContainer};
 use crate::wire::options::{
-    CHECKPOINT_OPTIONS, CheckpointOptions, PROCESS_DETAILS, ProcessDetails,
+    CHECKPOINT_OPTIONS, CheckpointOptions, OLD_CHECKPOINT_OPTIONS, PROCESS_DETAILS, ProcessDetails,
 };
 use crate::wire::task::{
     CheckpointTaskRequest, CloseIoRequest, ConnectResponse, KillRequest, PidsResponse, ProcessInfo,
@@ -222,14 +222,10 @@ impl Inner {
         if !matches!(container.init.state.get(), State::Running | State::Paused) {
             return Err(Error::precondition("cannot checkpoint what does not run"));
         }
-        let options = match request
-            .options
-            .as_ref()
-            .filter(|any| any.is(CHECKPOINT_OPTIONS))
-        {
-            None => CheckpointOptions::default(),
-            Some(any) => super::read(&any.value)?,
-        };
+        let options = checkpoint_options(request.options.as_ref())?;
+        // Clients that name a directory want it there; the other one is to become an image.
+        let images = Some(&options.image_path).filter(|path| !path.is_empty());
+        let images = images.unwrap_or(&request.path);
         let own = container.bundle.join("criu-work");
         let work = if options.work_path.is_empty() {
             own.clone()
@@ -238,7 +234,7 @@ impl Inner {
         };
         let result = container
             .runtime
-            .checkpoint(&container.id, request.path.as_ref(), &work, &options)
+            .checkpoint(&container.id, images.as_ref(), &work, &options)
             .await;
         let dump = container.bundle.join("criu-dump.log");
         if !matches!(result, Ok(Ok(_))) {
@@ -254,6 +250,21 @@ impl Inner {
         })?;
         Ok(Empty {})
     }
+}
+
+fn checkpoint_options(any: Option<&Any>) -> Result<CheckpointOptions> {
+    let Some(any) = any else {
+        return Ok(CheckpointOptions::default());
+    };
+    if any.is(CHECKPOINT_OPTIONS) {
+        return super::read(&any.value);
+    }
+    if any.is(OLD_CHECKPOINT_OPTIONS) {
+        let mut options: CheckpointOptions = super::read(&any.value)?;
+        std::mem::swap(&mut options.image_path, &mut options.work_path);
+        return Ok(options);
+    }
+    Ok(CheckpointOptions::default())
 }
 
 /// kill(2), also for signals that have no name. Only for children that are not reaped yet.

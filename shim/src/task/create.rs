@@ -162,7 +162,10 @@ impl Inner {
             terminal: request.terminal,
         };
         let owner = self.owner(&request.id, options);
-        let restoring = !request.checkpoint.is_empty();
+        // containerd names a directory that it unpacked; options may name one that is there.
+        let checkpoint = Some(&request.checkpoint).filter(|path| !path.is_empty());
+        let checkpoint = checkpoint.unwrap_or(&options.criu_image_path);
+        let restoring = !checkpoint.is_empty();
         if !restoring {
             let root = root.to_owned();
             self.admit(&request.id, bundle, root, None, runtime).await?;
@@ -177,7 +180,7 @@ impl Inner {
             return Ok(Made {
                 init,
                 restore: Some(Restore {
-                    images: PathBuf::from(&request.checkpoint),
+                    images: PathBuf::from(checkpoint),
                     console,
                     ends,
                 }),

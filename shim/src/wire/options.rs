@@ -37,14 +37,73 @@ pub struct Options {
     #[prost(string, tag = "11")]
     #[serde(rename = "CriuWorkPath", alias = "criu_work_path")]
     pub criu_work_path: String,
-    /// Ours: one shim for all containers of a host that say the same; see `Group`.
-    #[prost(string, tag = "1000")]
-    #[serde(rename = "Group", alias = "group")]
-    pub group: String,
 }
 
 /// The type of [`Options`].
 pub const OPTIONS: &str = "containerd.runc.v1.Options";
+
+/// `containerd.linux.runc.CreateOptions`: what clients of containerd 1.6 send to a runtime whose name
+/// they do not know. Its fields for checkpoints are of no use here.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct OldOptions {
+    #[prost(bool, tag = "1")]
+    pub no_pivot_root: bool,
+    #[prost(bool, tag = "8")]
+    pub no_new_keyring: bool,
+    #[prost(string, tag = "9")]
+    pub shim_cgroup: String,
+    #[prost(uint32, tag = "10")]
+    pub io_uid: u32,
+    #[prost(uint32, tag = "11")]
+    pub io_gid: u32,
+    #[prost(string, tag = "12")]
+    pub criu_work_path: String,
+    #[prost(string, tag = "13")]
+    pub criu_image_path: String,
+}
+
+/// The type of [`OldOptions`].
+pub const OLD_OPTIONS: &str = "containerd.linux.runc.CreateOptions";
+
+impl From<OldOptions> for Options {
+    fn from(old: OldOptions) -> Options {
+        Options {
+            no_pivot_root: old.no_pivot_root,
+            no_new_keyring: old.no_new_keyring,
+            shim_cgroup: old.shim_cgroup,
+            io_uid: old.io_uid,
+            io_gid: old.io_gid,
+            criu_image_path: old.criu_image_path,
+            criu_work_path: old.criu_work_path,
+            ..Options::default()
+        }
+    }
+}
+
+/// `containerd.linux.runc.RuncOptions`: the same clients', for the runtime itself.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct OldRuntime {
+    #[prost(string, tag = "1")]
+    pub runtime: String,
+    #[prost(string, tag = "2")]
+    pub runtime_root: String,
+    #[prost(bool, tag = "4")]
+    pub systemd_cgroup: bool,
+}
+
+/// The type of [`OldRuntime`].
+pub const OLD_RUNTIME: &str = "containerd.linux.runc.RuncOptions";
+
+impl From<OldRuntime> for Options {
+    fn from(old: OldRuntime) -> Options {
+        Options {
+            binary_name: old.runtime,
+            root: old.runtime_root,
+            systemd_cgroup: old.systemd_cgroup,
+            ..Options::default()
+        }
+    }
+}
 
 /// `runtimeoptions.v1.Options`: the configuration as text, in TOML.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -84,6 +143,10 @@ pub struct CheckpointOptions {
     #[prost(string, tag = "9")]
     pub work_path: String,
 }
+
+/// The type of the same message for the clients of [`OldOptions`], where the last two fields have each
+/// other's number.
+pub const OLD_CHECKPOINT_OPTIONS: &str = "containerd.linux.runc.CheckpointOptions";
 
 /// The type of [`CheckpointOptions`].
 pub const CHECKPOINT_OPTIONS: &str = "containerd.runc.v1.CheckpointOptions";
