@@ -50,8 +50,11 @@ impl Caller {
             .filter(|params| params.instance_id == flags.id && params.namespace == flags.namespace);
         let environment = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
         if let Some(params) = told {
-            let of_runtime =
-                |any: &Any| any.is(OPTIONS) || RUNTIME_OPTIONS.iter().any(|name| any.is(name));
+            let known = [OPTIONS, OLD_OPTIONS, OLD_RUNTIME];
+            let of_runtime = |any: &Any| {
+                let mut known = known.iter().chain(&RUNTIME_OPTIONS);
+                known.any(|name| any.is(name))
+            };
             let options = params.extensions.into_iter().filter_map(|one| one.value);
             return Caller {
                 bootstrap: true,
