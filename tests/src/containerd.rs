@@ -75,6 +75,7 @@ pub struct Setup {
     cri: bool,
     root: Option<PathBuf>,
     config: String,
+    path: Vec<PathBuf>,
 }
 
 impl Setup {
@@ -85,7 +86,15 @@ impl Setup {
             cri: false,
             root: None,
             config: String::new(),
+            path: Vec::new(),
         }
+    }
+
+    /// Programs of this directory are found as well (a shim).
+    #[must_use]
+    pub fn path(mut self, dir: &Path) -> Self {
+        self.path.push(dir.to_path_buf());
+        self
     }
 
     /// With the CRI plugin (its image index; no sandbox is ever started).
@@ -245,10 +254,14 @@ impl Containerd {
             .append(true)
             .open(self.dir.path().join("log"))
             .unwrap();
+        let mut path = Lab::get().path_with(&bin);
+        for dir in &self.setup.path {
+            let _infallible = write!(path, ":{}", dir.display());
+        }
         let child = process::tied(bin.join("containerd"))
             .arg("--config")
             .arg(self.dir.path().join("config.toml"))
-            .env("PATH", Lab::get().path_with(&bin))
+            .env("PATH", path)
             .env("TMPDIR", self.dir.path())
             .env_remove("NOTIFY_SOCKET")
             .stdin(std::process::Stdio::null())
