@@ -7,7 +7,7 @@
 use std::thread;
 
 use edgepull_tests::containerd::Version;
-use edgepull_tests::dock::{Code, Dock, Stdio, running, wire};
+use edgepull_tests::dock::{Code, Dock, Stdio, rootfs, running, wire};
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::process::{self, wait_for};
 use prost::Message;
@@ -36,11 +36,29 @@ fn a_life_is_told_from_create_to_delete(version: Version) {
     assert_eq!(task.delete().unwrap(), 137);
     events.wait(&id, "delete", "");
     let names = [
-        "create", "start", "exec-added probe", "exec-started probe", "exit probe", "exit", "delete",
+        "create",
+        "start",
+        "exec-added probe",
+        "exec-started probe",
+        "exit probe",
+        "exit",
+        "delete",
     ];
     assert_eq!(events.names(&id), names);
-    let told: Vec<(u32, u32)> = events.about(&id).iter().map(|e| (e.pid, e.status)).collect();
-    let expected = [(init, 0), (init, 0), (0, 0), (pid, 0), (pid, 5), (init, 137), (init, 137)];
+    let told: Vec<(u32, u32)> = events
+        .about(&id)
+        .iter()
+        .map(|e| (e.pid, e.status))
+        .collect();
+    let expected = [
+        (init, 0),
+        (init, 0),
+        (0, 0),
+        (pid, 0),
+        (pid, 5),
+        (init, 137),
+        (init, 137),
+    ];
     assert_eq!(told, expected);
     // An end is told with the id of what ended: the container's own for its first process.
     assert_eq!(events.wait(&id, "exit", &id).pid, init);
@@ -56,10 +74,18 @@ fn pause_and_resume(version: Version) {
     dock.client().pause(task.id()).unwrap();
     assert_eq!(task.status(), "PAUSED");
     assert_eq!(exec.status(), "PAUSED");
-    let added = task.exec("late").add().and_then(|()| task.exec("late").start().map(|_| ()));
+    let added = task
+        .exec("late")
+        .add()
+        .and_then(|()| task.exec("late").start().map(|_| ()));
     let refused = added.unwrap_err();
     assert!(refused.message().contains("paused"), "{refused:?}");
-    assert!(!events.names(task.id()).iter().any(|name| name == "exec-started late"));
+    assert!(
+        !events
+            .names(task.id())
+            .iter()
+            .any(|name| name == "exec-started late")
+    );
     dock.client().resume(task.id()).unwrap();
     assert_eq!(task.status(), "RUNNING");
     assert_eq!(exec.status(), "RUNNING");
@@ -106,7 +132,8 @@ fn exit_codes_and_signals(version: Version) {
 /// Any number reaches both, those of real time as well.
 fn signals_of_any_number(version: Version) {
     let dock = Dock::new(version);
-    let script = "trap 'exit 41' 40; trap 'exit 16' TERM; touch /tmp/ready; while :; do sleep 0.05; done";
+    let script =
+        "trap 'exit 41' 40; trap 'exit 16' TERM; touch /tmp/ready; while :; do sleep 0.05; done";
     for (signal, status) in [(40, 41), (15, 16)] {
         let task = dock.make("init").sh(script);
         let ready = task.dir().join("upper/tmp/ready");
@@ -157,9 +184,15 @@ fn everybody_who_waits_is_told(version: Version) {
 fn what_is_not_there_cannot_be_killed(version: Version) {
     let dock = Dock::new(version);
     let client = dock.client();
-    assert_eq!(client.kill("nobody", "", 9, false).unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        client.kill("nobody", "", 9, false).unwrap_err().code(),
+        Code::NotFound
+    );
     let task = running(&dock, "kill");
-    assert_eq!(task.exec("nobody").kill(9).unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        task.exec("nobody").kill(9).unwrap_err().code(),
+        Code::NotFound
+    );
     let exec = task.exec("added").args(&["true"]);
     exec.add().unwrap();
     assert_eq!(exec.kill(9).unwrap_err().code(), Code::FailedPrecondition);
@@ -170,7 +203,13 @@ fn what_is_not_there_cannot_be_killed(version: Version) {
     task.kill(9).unwrap();
     task.wait();
     assert_eq!(task.kill(9).unwrap_err().code(), Code::NotFound);
-    assert_eq!(task.kill_all(9).map_err(|e| e.code()).err().unwrap_or(Code::NotFound), Code::NotFound);
+    assert_eq!(
+        task.kill_all(9)
+            .map_err(|e| e.code())
+            .err()
+            .unwrap_or(Code::NotFound),
+        Code::NotFound
+    );
     task.delete().unwrap();
     dock.is_clean();
 }
@@ -208,7 +247,10 @@ fn nothing_outlives_the_first_process(version: Version) {
     // The end of the first process is the last that is told.
     events.wait(task.id(), "exit", task.id());
     let told = events.names(task.id());
-    assert!(position(&told, "exit exec") < position(&told, "exit"), "{told:?}");
+    assert!(
+        position(&told, "exit exec") < position(&told, "exit"),
+        "{told:?}"
+    );
     exec.delete().unwrap();
     task.end();
     // By one signal to all of them.
@@ -225,7 +267,9 @@ fn nothing_outlives_the_first_process(version: Version) {
 
 fn processes_are_listed_with_their_execs(version: Version) {
     let dock = Dock::new(version);
-    let make = dock.make("pids").sh("sleep 600 & echo $! >/tmp/p; mv /tmp/p /tmp/pid; wait");
+    let make = dock
+        .make("pids")
+        .sh("sleep 600 & echo $! >/tmp/p; mv /tmp/p /tmp/pid; wait");
     let ready = make.dir().join("upper/tmp/pid");
     let task = make.start();
     wait_for("a background process", SOON, || ready.exists());
@@ -237,7 +281,10 @@ fn processes_are_listed_with_their_execs(version: Version) {
         .iter()
         .filter_map(|one| {
             let info = one.info.as_ref()?;
-            assert!(info.type_url.ends_with("containerd.runc.v1.ProcessDetails"), "{info:?}");
+            assert!(
+                info.type_url.ends_with("containerd.runc.v1.ProcessDetails"),
+                "{info:?}"
+            );
             let details = wire::ProcessDetails::decode(info.value.as_slice()).unwrap();
             Some((one.pid, details.exec_id))
         })
@@ -255,7 +302,7 @@ fn limits_and_numbers(version: Version) {
     let dock = Dock::new(version);
     let task = dock
         .make("numbers")
-        .sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; touch /tmp/ready; sleep 600")
+        .sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; touch /tmp/ready; sleep 600; true")
         .spec(|spec| spec["linux"]["resources"]["pids"] = json!({"limit": 37}));
     let ready = task.dir().join("upper/tmp/ready");
     let task = task.start();
@@ -263,7 +310,10 @@ fn limits_and_numbers(version: Version) {
     let numbers = || {
         let any = dock.client().metrics(task.id()).unwrap().expect("metrics");
         // This machine has control groups of the first version (or both, which count as that).
-        assert!(any.type_url.ends_with("io.containerd.cgroups.v1.Metrics"), "{any:?}");
+        assert!(
+            any.type_url.ends_with("io.containerd.cgroups.v1.Metrics"),
+            "{any:?}"
+        );
         wire::Metrics::decode(any.value.as_slice()).unwrap()
     };
     let before = numbers();
@@ -278,8 +328,13 @@ fn limits_and_numbers(version: Version) {
     assert_eq!(task.memory("memory.limit_in_bytes"), LIMIT.to_string());
     assert_eq!(task.memory("cpu.shares"), "512");
     assert_eq!(numbers().memory.unwrap().usage.unwrap().limit, LIMIT);
-    let wrong = dock.client().update(task.id(), &json!({"memory": {"limit": 1}}));
-    assert!(wrong.is_err(), "a limit of one byte is refused by the kernel");
+    let wrong = dock
+        .client()
+        .update(task.id(), &json!({"memory": {"limit": 1}}));
+    assert!(
+        wrong.is_err(),
+        "a limit of one byte is refused by the kernel"
+    );
     let id = task.id().to_owned();
     task.kill(9).unwrap();
     task.end();
@@ -328,9 +383,6 @@ fn execs_that_are_refused(version: Version) {
     assert_eq!(exec.add().unwrap_err().code(), Code::AlreadyExists);
     let running = exec.delete().unwrap_err();
     assert!(running.message().contains("running"), "{running:?}");
-    // A second start of what runs changes nothing.
-    assert!(exec.start().is_err());
-    assert_eq!(exec.status(), "RUNNING");
     exec.kill(9).unwrap();
     assert_eq!(exec.end(), 137);
     assert_eq!(exec.delete().unwrap_err().code(), Code::NotFound);
@@ -356,13 +408,49 @@ fn execs_that_are_refused(version: Version) {
     task.wait();
     assert_eq!(late.start().unwrap_err().code(), Code::FailedPrecondition);
     let told = events.names(task.id());
-    for absent in ["exec-started missing", "exit missing", "exec-started never", "exec-started late"] {
+    for absent in [
+        "exec-started missing",
+        "exit missing",
+        "exec-started never",
+        "exec-started late",
+    ] {
         assert!(!told.iter().any(|name| name == absent), "{told:?}");
     }
     let _of_a_stopped_one = late.delete();
     let id = task.id().to_owned();
     task.end();
-    assert_eq!(dock.client().delete(&id).unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        dock.client().delete(&id).unwrap_err().code(),
+        Code::NotFound
+    );
+    dock.is_clean();
+}
+
+/// The second start is refused, and changes nothing.
+fn what_runs_cannot_be_started(version: Version) {
+    let dock = Dock::new(version);
+    let events = dock.events();
+    let task = running(&dock, "started");
+    assert!(task.start().is_err());
+    let exec = task.exec("twice").args(&["sleep", "600"]);
+    let pid = exec.run();
+    assert!(exec.start().is_err());
+    assert_eq!(task.status(), "RUNNING");
+    assert_eq!(exec.status(), "RUNNING");
+    assert_eq!(dock.client().pids(task.id()).unwrap().len(), 2);
+    exec.kill(9).unwrap();
+    assert_eq!(exec.wait(), 137);
+    // Nor does what has ended start again.
+    assert!(exec.start().is_err());
+    assert_eq!(exec.end(), 137);
+    task.kill(9).unwrap();
+    task.wait();
+    assert!(task.start().is_err());
+    assert_eq!(events.wait(task.id(), "exit", "twice").pid, pid);
+    let told = events.names(task.id());
+    let starts = told.iter().filter(|name| name.contains("start"));
+    assert_eq!(starts.count(), 2, "{told:?}");
+    task.end();
     dock.is_clean();
 }
 
@@ -371,13 +459,18 @@ fn what_runs_cannot_be_deleted(version: Version) {
     let task = running(&dock, "delete");
     let refused = task.delete().unwrap_err();
     assert!(refused.message().contains("running"), "{refused:?}");
-    assert!(matches!(refused.code(), Code::FailedPrecondition | Code::Unknown), "{refused:?}");
+    assert!(
+        matches!(refused.code(), Code::FailedPrecondition | Code::Unknown),
+        "{refused:?}"
+    );
     assert_eq!(task.status(), "RUNNING");
     // The same id once more.
-    let again = dock.client().create(containerd_client::services::v1::CreateTaskRequest {
-        container_id: task.id().to_owned(),
-        ..Default::default()
-    });
+    let again = dock
+        .client()
+        .create(containerd_client::services::v1::CreateTaskRequest {
+            container_id: task.id().to_owned(),
+            ..Default::default()
+        });
     assert_eq!(again.unwrap_err().code(), Code::AlreadyExists);
     task.end_by_force();
     // One that was created and never started can go.
@@ -394,11 +487,14 @@ fn what_cannot_be_created_leaves_nothing(version: Version) {
     let id = missing.id().to_owned();
     let said = missing.refused();
     assert!(said.message().contains("no-such-program"), "{said:?}");
-    assert!(said.message().contains("executable file not found"), "{said:?}");
+    assert!(
+        said.message().contains("executable file not found"),
+        "{said:?}"
+    );
     dock.is_clean();
     // A mount that fails, after one that did not.
     let broken = dock.make("mounts").mounts(vec![
-        mount("bind", "/", &["rbind", "ro"]),
+        mount("bind", rootfs().to_str().unwrap(), &["rbind", "ro"]),
         mount("nosuchfilesystem", "none", &[]),
     ]);
     let said = broken.refused();
@@ -406,10 +502,15 @@ fn what_cannot_be_created_leaves_nothing(version: Version) {
     dock.is_clean();
     // And what the OCI runtime does not like in the specification.
     let wrong = dock.make("wrong").args(&["true"]).spec(|spec| {
-        spec["linux"]["namespaces"] = json!([{"type": "network", "path": "/no/such/namespace"}]);
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|one| one["type"] != "network");
+        namespaces.push(json!({"type": "network", "path": "/no/such/namespace"}));
     });
     let said = wrong.refused();
-    assert!(said.message().contains("OCI runtime create failed"), "{said:?}");
+    assert!(
+        said.message().contains("OCI runtime create failed"),
+        "{said:?}"
+    );
     assert!(said.message().contains("/no/such/namespace"), "{said:?}");
     dock.is_clean();
     let started = events.names(&id).into_iter().any(|name| name == "start");
@@ -431,7 +532,7 @@ fn a_terminal_has_its_size(version: Version) {
     let stdio = Stdio::terminal(&make.dir());
     let out = stdio.read_stdout();
     let task = make
-        .sh("until [ \"$(stty size)\" = '33 99' ]; do sleep 0.02; done; stty size; tty")
+        .sh("until [ \"$(stty size)\" = '33 99' ]; do sleep 0.02; done 2>/dev/null; stty size; tty")
         .stdio(&stdio)
         .start();
     dock.client().resize(task.id(), "", 99, 33).unwrap();
@@ -443,7 +544,7 @@ fn a_terminal_has_its_size(version: Version) {
     let out = stdio.read_stdout();
     let exec = task
         .exec("tty")
-        .sh("until [ \"$(stty size)\" = '11 222' ]; do sleep 0.02; done; stty size")
+        .sh("until [ \"$(stty size)\" = '11 222' ]; do sleep 0.02; done 2>/dev/null; stty size")
         .stdio(&stdio);
     exec.run();
     dock.client().resize(task.id(), "tty", 222, 11).unwrap();
@@ -466,6 +567,7 @@ on_each_containerd!(
     limits_and_numbers,
     memory_that_runs_out_is_told,
     execs_that_are_refused,
+    what_runs_cannot_be_started,
     what_runs_cannot_be_deleted,
     what_cannot_be_created_leaves_nothing,
     a_terminal_has_its_size,

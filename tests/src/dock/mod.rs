@@ -171,7 +171,7 @@ impl Dock {
 }
 
 /// A directory with busybox and a link for each thing it does; made once for a machine's lab.
-pub(super) fn rootfs() -> &'static Path {
+pub fn rootfs() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
         let root = Lab::get().cache().join(format!("dock-{}", host().arch));
