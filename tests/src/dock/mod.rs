@@ -22,13 +22,14 @@ pub use client::{Answer, Client};
 pub use events::{Event, Events};
 pub use leaks::{Held, sockets_of};
 pub use spec::{Spec, cgroup_of};
-pub use stdio::{Sink, Stdio, feed};
+pub use stdio::{Sink, Stdio, feed, sha256};
 pub use task::{Exec, Make, Task, running};
 pub use tonic::Code;
 
 use crate::containerd::{Containerd, Setup, Version};
-use crate::image::host;
-use crate::process;
+use crate::faulty::Faulty;
+use crate::image::{Layout, host};
+use crate::process::{self, Output};
 use crate::scene::NAMESPACE;
 use crate::tools::Lab;
 
@@ -136,6 +137,26 @@ impl Dock {
     #[track_caller]
     pub fn sh(&self, name: &str, script: &str) -> Task<'_> {
         self.make(name).sh(script).start()
+    }
+
+    /// Brings an image, unpacked; its name.
+    #[track_caller]
+    pub fn pull(&self, layout: Layout) -> String {
+        let registry = Faulty::start(layout, []);
+        let reference = registry.reference("lab/dock", "latest");
+        self.daemon.pull(NAMESPACE, &reference).ok();
+        reference
+    }
+
+    /// `ctr` with this runtime: `run`, flags, an image, an id, a command.
+    #[track_caller]
+    pub fn ctr_run(&self, flags: &[&str], image: &str, id: &str, command: &[&str]) -> Output {
+        let runtime = runtime();
+        let mut args = vec!["run", "--runtime", &runtime, "--snapshotter", "overlayfs"];
+        args.extend(flags);
+        args.extend([image, id]);
+        args.extend(command);
+        self.daemon.ctr(NAMESPACE, &args)
     }
 
     /// Where a container's bundle is.

@@ -138,7 +138,7 @@ pub fn feed(path: &str, bytes: Vec<u8>) -> Receiver<()> {
 }
 
 /// In hexadecimal, as `sha256sum` prints it.
-pub(super) fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut context = Context::new(&SHA256);
     context.update(bytes);
