@@ -124,12 +124,13 @@ impl Sink {
     }
 }
 
-/// Writes these bytes into a FIFO, closes it, and says so.
+/// Writes these bytes into a FIFO that a shim has opened, closes it, and says so. It is open when
+/// this returns.
+#[track_caller]
 pub fn feed(path: &str, bytes: Vec<u8>) -> Receiver<()> {
     let (to, done) = channel();
-    let path = path.to_owned();
+    let mut file = File::options().write(true).open(path).unwrap();
     thread::spawn(move || {
-        let mut file = File::options().write(true).open(&path).unwrap();
         file.write_all(&bytes).unwrap();
         drop(file);
         let _nobody_waits = to.send(());
