@@ -10,6 +10,7 @@ mod leaks;
 mod spec;
 mod stdio;
 mod task;
+pub mod ttrpc;
 pub mod wire;
 
 use std::fs;
