@@ -76,6 +76,7 @@ pub struct Setup {
     root: Option<PathBuf>,
     config: String,
     path: Vec<PathBuf>,
+    env: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -87,7 +88,15 @@ impl Setup {
             root: None,
             config: String::new(),
             path: Vec::new(),
+            env: Vec::new(),
         }
+    }
+
+    /// A variable of its environment, which its shims have as well.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// Programs of this directory are found as well (a shim).
@@ -263,6 +272,7 @@ impl Containerd {
             .arg(self.dir.path().join("config.toml"))
             .env("PATH", path)
             .env("TMPDIR", self.dir.path())
+            .envs(self.setup.env.iter().map(|(name, value)| (name, value)))
             .env_remove("NOTIFY_SOCKET")
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone().unwrap())
