@@ -75,6 +75,8 @@ pub struct Setup {
     cri: bool,
     root: Option<PathBuf>,
     config: String,
+    path: Vec<PathBuf>,
+    env: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -85,7 +87,23 @@ impl Setup {
             cri: false,
             root: None,
             config: String::new(),
+            path: Vec::new(),
+            env: Vec::new(),
         }
+    }
+
+    /// A variable of its environment, which its shims have as well.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Programs of this directory are found as well (a shim).
+    #[must_use]
+    pub fn path(mut self, dir: &Path) -> Self {
+        self.path.push(dir.to_path_buf());
+        self
     }
 
     /// With the CRI plugin (its image index; no sandbox is ever started).
@@ -245,11 +263,16 @@ impl Containerd {
             .append(true)
             .open(self.dir.path().join("log"))
             .unwrap();
+        let mut path = Lab::get().path_with(&bin);
+        for dir in &self.setup.path {
+            let _infallible = write!(path, ":{}", dir.display());
+        }
         let child = process::tied(bin.join("containerd"))
             .arg("--config")
             .arg(self.dir.path().join("config.toml"))
-            .env("PATH", Lab::get().path_with(&bin))
+            .env("PATH", path)
             .env("TMPDIR", self.dir.path())
+            .envs(self.setup.env.iter().map(|(name, value)| (name, value)))
             .env_remove("NOTIFY_SOCKET")
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone().unwrap())

@@ -29,6 +29,7 @@
 //! - [`device`]: such a machine with the package installed.
 //! - [`tree`]: what a snapshot is made of, to the attribute.
 //! - [`target`]: the files of `dist/`, each on the CPU that it is meant for.
+//! - [`dock`]: a daemon with the shim under test, called by the Task API itself.
 //! - [`edgepull`]: the program under test: run it, parse its report, weigh it; [`agent`] as a
 //!   daemon.
 //! - [`weight`]: memory, processor time and wake-ups of a process.
@@ -41,6 +42,7 @@ pub mod agent;
 pub mod containerd;
 pub mod device;
 pub mod disk;
+pub mod dock;
 pub mod docker;
 pub mod edgepull;
 pub mod emulated;

@@ -25,6 +25,9 @@ const LONGEST_RUN_PATH: usize = 60;
 /// The runc of the lab.
 const RUNC: &str = "runc/usr/sbin/runc";
 
+/// What containerd looks for when a runtime is called `io.containerd.edgepull.v1`.
+const SHIM: &str = "containerd-shim-edgepull-v1";
+
 impl Lab {
     /// The lab of this workspace. Checked once per process: root, overlayfs, leftovers.
     pub fn get() -> &'static Self {
@@ -133,6 +136,24 @@ impl Lab {
             path.display()
         );
         refuse_stale(&path, &path.with_extension("d"), "cargo build -p edgepull");
+        path
+    }
+
+    /// The shim under test: `EDGEPULL_SHIM_BIN`, else the one next to the test's own profile
+    /// directory. containerd finds it by its name alone.
+    pub fn shim(&self) -> PathBuf {
+        let path =
+            env::var_os("EDGEPULL_SHIM_BIN").map_or_else(|| beside_the_test(SHIM), PathBuf::from);
+        assert!(
+            path.is_file() && path.ends_with(SHIM),
+            "{} is no {SHIM}: run `cargo build -p edgepull-shim` first (or name one in EDGEPULL_SHIM_BIN)",
+            path.display()
+        );
+        refuse_stale(
+            &path,
+            &path.with_extension("d"),
+            "cargo build -p edgepull-shim",
+        );
         path
     }
 

@@ -1,11 +1,13 @@
 //! Where a shim listens.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use ring::digest;
 
 use crate::error::{Error, Result};
@@ -50,37 +52,48 @@ pub(super) enum Bound {
 /// Listens at `path`, or finds who does. What a dead shim left is taken away.
 pub(super) fn bind(path: &Path) -> Result<Bound> {
     let failed = |error: std::io::Error| Error::io(format!("the socket {}", path.display()), error);
-    if let Some(directory) = path.parent() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(failed)?;
-    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(failed)?;
     // Two may race for it: who loses finds the other in the next round.
     for _ in 0..8 {
-        match UnixListener::bind(path) {
-            Ok(listener) => {
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-                    .map_err(failed)?;
-                return Ok(Bound::New(listener));
-            }
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-            Err(error) => return Err(failed(error)),
-        }
-        match UnixStream::connect(path) {
-            Ok(stream) => return Ok(Bound::Taken(stream)),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::ConnectionRefused | ErrorKind::NotFound
-                ) =>
-            {
-                match std::fs::remove_file(path) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
-                    _ => {}
+        {
+            let _turn = turn(directory).map_err(failed)?;
+            match UnixListener::bind(path) {
+                Ok(listener) => {
+                    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+                        .map_err(failed)?;
+                    return Ok(Bound::New(listener));
                 }
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+                Err(error) => return Err(failed(error)),
             }
+        }
+        let connected = match UnixStream::connect(path) {
+            // Once more, where nobody is between `bind` and `listen`: that is refused as well.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                let _turn = turn(directory).map_err(failed)?;
+                let connected = UnixStream::connect(path);
+                if matches!(&connected, Err(error) if error.kind() == ErrorKind::ConnectionRefused)
+                {
+                    match std::fs::remove_file(path) {
+                        Err(error) if error.kind() != ErrorKind::NotFound => {
+                            return Err(failed(error));
+                        }
+                        _ => {}
+                    }
+                    continue;
+                }
+                connected
+            }
+            connected => connected,
+        };
+        match connected {
+            Ok(stream) => return Ok(Bound::Taken(stream)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
     }
@@ -101,6 +114,12 @@ pub(super) fn forget(address: &Path) {
     if path.is_absolute() && UnixStream::connect(path).is_err_and(|error| refused(&error)) {
         let _ = std::fs::remove_file(path);
     }
+}
+
+/// One at a time makes a socket in a directory, or takes away what a dead shim left there.
+fn turn(directory: &Path) -> std::io::Result<Flock<File>> {
+    let file = File::open(directory)?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
 }
 
 #[cfg(test)]

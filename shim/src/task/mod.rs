@@ -49,6 +49,8 @@ struct Inner {
     creating: RefCell<HashSet<String>>,
     /// Ids that `start` sends here, and until when their `Create` is waited for.
     held: RefCell<HashMap<String, Instant>>,
+    /// Somebody wanted the end, which waits for those that are held.
+    asked: Cell<bool>,
     ending: Cell<bool>,
     end: Notify,
 }
@@ -62,6 +64,7 @@ impl Tasks {
             containers: RefCell::default(),
             creating: RefCell::default(),
             held: RefCell::default(),
+            asked: Cell::new(false),
             ending: Cell::new(false),
             end: Notify::new(),
         }))
@@ -125,16 +128,26 @@ impl Inner {
         HoldResponse { granted }
     }
 
-    fn shutdown(&self) {
+    fn shutdown(self: &Rc<Self>) {
+        if !self.containers.borrow().is_empty() || !self.creating.borrow().is_empty() {
+            return;
+        }
         let now = Instant::now();
         let mut held = self.held.borrow_mut();
         held.retain(|_, until| *until > now);
-        let empty = self.containers.borrow().is_empty()
-            && self.creating.borrow().is_empty()
-            && held.is_empty();
-        if empty {
+        let Some(until) = held.values().max().copied() else {
             self.ending.set(true);
             self.end.notify_waiters();
+            return;
+        };
+        // Those that are waited for may never come, and nobody asks again.
+        if !self.asked.replace(true) {
+            let tasks = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep_until(until).await;
+                tasks.asked.set(false);
+                tasks.shutdown();
+            });
         }
     }
 }

@@ -1,0 +1,133 @@
+//! What containers leave on a machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::stdio::sha256;
+use super::{Dock, cgroup_of};
+use crate::process::{self, wait_for};
+use crate::scene::NAMESPACE;
+use crate::tools::mounts_below;
+
+/// Where shims listen, whatever daemon they are of.
+const SOCKETS: &str = "/run/containerd/s";
+/// Where the OCI runtimes keep their state.
+const STATE: &str = "/run/containerd/runc";
+
+/// The sockets that a shim of this daemon may have for a container or a group: the task service, and
+/// the one of its debugger where there is one.
+pub fn sockets_of(address: &Path, namespace: &str, group: &str) -> Vec<PathBuf> {
+    ["", "debug"]
+        .iter()
+        .map(|part| {
+            let path = address.join(namespace).join(group).join(part);
+            let path = path.to_string_lossy();
+            Path::new(SOCKETS).join(sha256(path.trim_end_matches('/').as_bytes()))
+        })
+        .collect()
+}
+
+/// What a process holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Open files, as the kernel names them.
+    pub files: Vec<String>,
+    /// Threads.
+    pub threads: usize,
+}
+
+impl Held {
+    /// By a process.
+    #[track_caller]
+    pub fn by(pid: u32) -> Self {
+        let entries = |what: &str| {
+            fs::read_dir(format!("/proc/{pid}/{what}"))
+                .unwrap_or_else(|e| panic!("process {pid}: {e}"))
+                .flatten()
+        };
+        let mut files: Vec<String> = entries("fd")
+            .filter_map(|entry| fs::read_link(entry.path()).ok())
+            .map(|target| target.to_string_lossy().into_owned())
+            .collect();
+        files.sort();
+        Self {
+            files,
+            threads: entries("task").count(),
+        }
+    }
+}
+
+impl Dock {
+    /// All that is left of the containers of this dock, in words; nothing when all is gone.
+    pub fn left(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let daemon = self.daemon.dir();
+        for pid in process::users_of(daemon) {
+            if pid != self.daemon.pid() {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                left.push(format!("process {pid}: {line}"));
+            }
+        }
+        for mount in mounts_below(daemon) {
+            left.push(format!("mount {}", mount.display()));
+        }
+        for part in ["state", "root"] {
+            let bundles = daemon.join(part).join("io.containerd.runtime.v2.task");
+            for entry in fs::read_dir(bundles.join(NAMESPACE))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                left.push(format!("bundle {}", entry.path().display()));
+            }
+        }
+        for id in self.ids.borrow().iter() {
+            let state = Path::new(STATE).join(NAMESPACE).join(id);
+            if state.exists() {
+                left.push(format!("state {}", state.display()));
+            }
+            for group in cgroup_of(id) {
+                left.push(format!("control group {}", group.display()));
+            }
+            for socket in sockets_of(&self.daemon.address(), NAMESPACE, id) {
+                if socket.exists() {
+                    left.push(format!("socket {} of {id}", socket.display()));
+                }
+            }
+        }
+        left
+    }
+
+    /// Fails the test unless nothing is left of any container. A shim ends a moment after its last
+    /// one is deleted, so this waits for a while.
+    #[track_caller]
+    pub fn is_clean(&self) {
+        let mut left = Vec::new();
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while std::time::Instant::now() < end {
+            left = self.left();
+            if left.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("left behind: {left:#?}\n{}", self.daemon.log());
+    }
+
+    /// A group's name, so that its socket is looked for as well.
+    pub fn group(&self, name: &str) -> String {
+        self.id(name)
+    }
+
+    /// Waits until a container's processes are over.
+    #[track_caller]
+    pub fn wait_dead(&self, pid: u32) {
+        wait_for(
+            &format!("the end of process {pid}"),
+            Duration::from_secs(30),
+            || !process::alive(pid),
+        );
+    }
+}
