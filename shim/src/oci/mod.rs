@@ -256,7 +256,9 @@ impl Runtime {
         command.arg("--image-path").arg(images);
         command.arg("--work-path").arg(work);
         command.arg("--bundle").arg(bundle);
-        command.args(["--detach", "--no-subreaper"]);
+        // Without --no-subreaper, which crun does not know: detached, what is restored comes to us
+        // when the runtime ends.
+        command.arg("--detach");
         creation.pass(&mut command, bundle);
         command.arg(id);
         self.start(command, "restore", creation.ends, None)
@@ -523,6 +525,35 @@ mod tests {
         std::fs::write(&path, new).unwrap();
         assert_eq!(last_error(&path, after).as_deref(), Some("two"));
         assert_eq!(last_error(&dir.path().join("none"), 0), None);
+    }
+
+    #[test]
+    fn a_runtime_runs_in_the_bundle_and_one_that_is_missing_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = dir.path().join("bundle");
+        std::fs::create_dir(&bundle).unwrap();
+        let options = |name: &str| Options {
+            binary_name: name.to_owned(),
+            ..Options::default()
+        };
+        let program = dir.path().join("runtime");
+        std::fs::write(&program, "#!/bin/sh\npwd\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).unwrap();
+        let runtime = Runtime::new(&options(program.to_str().unwrap()), "n", &bundle);
+        let pwd = async || {
+            let out = runtime.plain("state", "x", None).await.unwrap().unwrap();
+            PathBuf::from(String::from_utf8(out).unwrap().trim_end())
+        };
+        child::testing::run(async {
+            assert_eq!(pwd().await, bundle);
+            // Cleaning up goes on when the bundle is gone.
+            std::fs::remove_dir(&bundle).unwrap();
+            assert_eq!(pwd().await, Path::new("/"));
+            let missing = Runtime::new(&options("no-such-runtime"), "n", &bundle);
+            let error = missing.plain("state", "x", None).await.unwrap_err();
+            assert!(error.message().contains("\"no-such-runtime\""), "{error}");
+        });
     }
 
     #[test]

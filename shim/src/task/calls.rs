@@ -232,6 +232,9 @@ impl Inner {
         } else {
             options.work_path.clone().into()
         };
+        // runc makes it, crun does not.
+        std::fs::create_dir_all(&work)
+            .map_err(|error| Error::io(format!("making {}", work.display()), error))?;
         let result = container
             .runtime
             .checkpoint(&container.id, images.as_ref(), &work, &options)

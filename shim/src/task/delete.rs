@@ -39,11 +39,7 @@ impl Inner {
         container.specs.borrow_mut().remove(&request.exec_id);
         let answer = response(&process, process.exit());
         if process.exit().is_none() {
-            // It was never started: who waits for it would wait for good.
-            process.set_exit(Exit {
-                status: 255,
-                at: std::time::SystemTime::now(),
-            });
+            process.give_up();
         }
         Ok(answer)
     }

@@ -190,11 +190,7 @@ impl Inner {
         match self.run_exec(container, process, &spec, deadline).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                // Nothing will ever run: whoever waits must not wait for good.
-                process.set_exit(crate::child::Exit {
-                    status: 255,
-                    at: std::time::SystemTime::now(),
-                });
+                process.give_up();
                 Err(error)
             }
         }

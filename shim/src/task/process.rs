@@ -85,6 +85,15 @@ impl Process {
         self.exit.send_replace(Some(exit));
     }
 
+    /// It never ran, and never will: whoever waits must not wait for good. It stays what it was,
+    /// created.
+    pub(super) fn give_up(&self) {
+        self.exit.send_replace(Some(Exit {
+            status: 255,
+            at: std::time::SystemTime::now(),
+        }));
+    }
+
     /// Waits for the end.
     pub(super) async fn exited(&self) -> Exit {
         let mut exit = self.exit.subscribe();
@@ -133,4 +142,19 @@ pub(super) fn number(pid: Option<Pid>) -> u32 {
 /// An exit's status, as it is sent.
 pub(super) fn status_of(exit: Exit) -> u32 {
     u32::try_from(exit.status).unwrap_or(255)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_started_stays_created_and_nobody_waits_for_it() {
+        let process = Process::new("e", Stdio::default());
+        process.give_up();
+        let exit = crate::child::testing::run(process.exited());
+        assert_eq!(exit.status, 255);
+        let answer = process.answer("c", "/bundle", false);
+        assert_eq!(answer.status, Status::Created as i32);
+    }
 }
