@@ -75,7 +75,7 @@ impl Drop for Group {
 
 /// Lets a script go on.
 fn go(child: &mut Child) {
-    use std::io::Write;
+    use std::io::Write as _;
     child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
 }
 
@@ -187,11 +187,9 @@ fn host(files: &[(&str, &str)]) -> tempfile::TempDir {
     for name in [
         "memory", "cpu", "cpuacct", "blkio", "pids", "hugetlb", "rdma",
     ] {
-        let _ = writeln!(cgroups, "1:{name}:/box");
-        let _ = writeln!(
-            mounts,
-            "1 1 0:1 / /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}"
-        );
+        writeln!(cgroups, "1:{name}:/box").unwrap();
+        let mount = format!("/sys/fs/cgroup/{name}");
+        writeln!(mounts, "1 1 0:1 / {mount} rw - cgroup cgroup rw,{name}").unwrap();
     }
     let all = [
         ("proc/7/cgroup", cgroups.as_str()),
