@@ -33,7 +33,6 @@ const EXECUTABLE: u32 = 0o111;
 #[derive(Debug)]
 pub(super) struct Root {
     base: OwnedFd,
-    bundle: PathBuf,
     mounts: Vec<Placed>,
     user: Option<u32>,
     /// The kernel has no `openat2` (before 5.6), or it is not for us.
@@ -80,8 +79,6 @@ impl Root {
         }
         let mut root = Root {
             base,
-            // A relative source is the bundle's.
-            bundle: rootfs.parent().unwrap_or(Path::new("/")).to_owned(),
             mounts: Vec::with_capacity(mounts.len()),
             user: (!process.passes_over_modes()).then_some(process.user.uid),
             by_steps: false,
@@ -90,12 +87,13 @@ impl Root {
         for mount in mounts {
             let at = root.landing(mount.destination.as_bytes())?;
             let what = match mount.bound() {
-                Some(recursive) => What::Bound {
-                    source: root.bundle.join(&mount.source),
+                // A relative source is the bundle's, which is not known here.
+                Some(recursive) if mount.source.starts_with('/') => What::Bound {
+                    source: PathBuf::from(&mount.source),
                     recursive,
                     handle: None,
                 },
-                None => What::Other {
+                _ => What::Other {
                     destination: mount.destination.clone(),
                     fresh: mount.is_fresh(),
                 },

@@ -1,6 +1,12 @@
 //! What came of a look, for the journal and for edgepull's daemon. Neither is waited for.
 
-use std::path::Path;
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use edgepull_platform::starts::{self, RefusedStart};
 
@@ -13,6 +19,11 @@ use crate::journal::{Priority, Record, send};
 /// What all these records are about, by the name that the contract has for it.
 const KIND: &str = "not_runnable";
 
+/// How long the same is not said again: a probe that is refused comes every second.
+const SILENCE: Duration = Duration::from_secs(600);
+/// What was said lately; more containers than a host starts in a while.
+const MOST_SAID: usize = 64;
+
 /// The container that was asked about.
 #[derive(Debug, Clone, Copy)]
 pub struct Container<'a> {
@@ -24,13 +35,37 @@ pub struct Container<'a> {
 
 /// Tells that a container, or a process in it, was not started.
 pub fn refused(refusal: &Refusal, container: &Container<'_>) {
-    record(refusal, container).send();
+    if is_news(container, refusal.line()) {
+        record(refusal, container).send();
+    }
     tell_daemon(Path::new(starts::SOCKET), refusal, container);
 }
 
 /// Tells that one is started which an emulator runs.
 pub fn emulated(emulated: &Emulated, container: &Container<'_>) {
-    warning(emulated, container).send();
+    if is_news(container, emulated.line()) {
+        warning(emulated, container).send();
+    }
+}
+
+/// Whether this was not said of this container just now.
+fn is_news(container: &Container<'_>, line: &str) -> bool {
+    thread_local! {
+        static SAID: RefCell<VecDeque<(Instant, u64)>> = RefCell::default();
+    }
+    // By their hashes: a line has a thousand bytes, and a shim is to be small.
+    let mut hasher = DefaultHasher::new();
+    (container.namespace, container.id, line).hash(&mut hasher);
+    let what = hasher.finish();
+    SAID.with_borrow_mut(|said| {
+        said.retain(|(at, _)| at.elapsed() < SILENCE);
+        if said.iter().any(|(_, known)| *known == what) {
+            return false;
+        }
+        said.truncate(MOST_SAID - 1);
+        said.push_front((Instant::now(), what));
+        true
+    })
 }
 
 fn warning(emulated: &Emulated, container: &Container<'_>) -> Record {

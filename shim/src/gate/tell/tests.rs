@@ -125,3 +125,21 @@ fn the_daemon_is_told_in_one_datagram() {
     assert_eq!(told.reference.as_deref(), Some("docker.io/library/app:1"));
     assert_eq!(told.pod.as_deref(), Some("shop\nMESSAGE=forged/web-0"));
 }
+
+#[test]
+fn the_same_is_said_once() {
+    let bundle = Bundle::default();
+    let container = |id| Container {
+        id,
+        namespace: "default",
+        bundle: &bundle,
+    };
+    assert!(is_news(&container("a"), "x") && is_news(&container("a"), "y"));
+    assert!(!is_news(&container("a"), "x"));
+    assert!(is_news(&container("b"), "x"));
+    for number in 0..2 * MOST_SAID {
+        assert!(is_news(&container("c"), &number.to_string()));
+    }
+    // Forgotten meanwhile: what is kept is bounded.
+    assert!(is_news(&container("a"), "x"));
+}
