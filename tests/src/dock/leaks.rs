@@ -83,7 +83,7 @@ impl Dock {
                 left.push(format!("bundle {}", entry.path().display()));
             }
         }
-        for id in self.ids.borrow().iter() {
+        for id in &self.watched() {
             let state = Path::new(STATE).join(NAMESPACE).join(id);
             if state.exists() {
                 left.push(format!("state {}", state.display()));
@@ -114,11 +114,6 @@ impl Dock {
             std::thread::sleep(Duration::from_millis(20));
         }
         panic!("left behind: {left:#?}\n{}", self.daemon.log());
-    }
-
-    /// A group's name, so that its socket is looked for as well.
-    pub fn group(&self, name: &str) -> String {
-        self.id(name)
     }
 
     /// Waits until a container's processes are over.

@@ -16,8 +16,8 @@ pub mod wire;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub use client::{Answer, Client};
 pub use events::{Event, Events};
@@ -57,7 +57,7 @@ pub struct Dock {
     /// The daemon.
     pub daemon: Containerd,
     client: Client,
-    ids: std::cell::RefCell<Vec<String>>,
+    ids: Mutex<Vec<String>>,
 }
 
 /// `setup`, with the shim in its PATH (and criu, which the OCI runtimes look for).
@@ -87,7 +87,7 @@ impl Dock {
         Self {
             daemon,
             client,
-            ids: std::cell::RefCell::default(),
+            ids: Mutex::default(),
         }
     }
 
@@ -120,8 +120,19 @@ impl Dock {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{n}-{name}", std::process::id());
-        self.ids.borrow_mut().push(id.clone());
+        self.watch(&id);
         id
+    }
+
+    /// Looks for what is left of this one as well: a container, a group.
+    pub fn watch(&self, id: &str) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.push(id.to_owned());
+    }
+
+    fn watched(&self) -> Vec<String> {
+        let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.clone()
     }
 
     /// A container being put together.
