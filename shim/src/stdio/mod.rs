@@ -20,6 +20,7 @@ mod uri;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use tokio::time::Instant;
 
 use self::copy::{Ended, Side};
 use self::logger::Logger;
-use self::open::{Pipe, Sink, Source};
+use self::open::{Pipe, Sink};
 use self::uri::{LoggerCommand, Target};
 use crate::error::{Error, Result};
 use crate::log;
@@ -79,11 +80,21 @@ pub struct Ends {
 #[derive(Debug, Default)]
 pub struct Io {
     outputs: Rc<Outputs>,
-    copies: Vec<JoinHandle<()>>,
+    copies: RefCell<Vec<JoinHandle<()>>>,
+    input: RefCell<Option<Input>>,
+    stdin_is_closed: Cell<bool>,
     /// The writing end of stdin's FIFO.
     hold: RefCell<Option<OwnedFd>>,
     console: Option<Console>,
     loggers: Vec<Logger>,
+}
+
+/// Input that is not copied yet.
+#[derive(Debug)]
+struct Input {
+    from: PathBuf,
+    to: Side,
+    is_terminal: bool,
 }
 
 /// The copies of output that still go on.
@@ -122,7 +133,8 @@ struct Console {
 }
 
 impl Io {
-    /// Connects a process that has no terminal. The copies begin at once.
+    /// Connects a process that has no terminal. Its output is copied at once, its input when
+    /// [`Io::begin_input`] says so.
     pub async fn open(stdio: &Stdio, owner: &Owner) -> Result<(Ends, Io)> {
         let mut io = Io::default();
         match io.connect(stdio, owner).await {
@@ -161,8 +173,35 @@ impl Io {
             .map_err(|error| Error::io("cannot change the size of the terminal", error))
     }
 
+    /// Begins to copy input; to be called when the process has been started and a client may ask
+    /// for [`Io::close_stdin`]. A client whose input is short has written all of it as soon as its
+    /// FIFO has a reader, and says then, and only then, that there is no more: `ctr` cannot say so
+    /// before it has the answer to Create.
+    pub fn begin_input(&self) {
+        let Some(input) = self.input.take() else {
+            return;
+        };
+        let source = match open::source(&input.from) {
+            Ok(source) => source,
+            // The process sees the end.
+            Err(error) => return log::warn(error),
+        };
+        if !self.stdin_is_closed.get() {
+            self.hold.replace(source.hold);
+        }
+        let copy = tokio::task::spawn_local(async move {
+            // Who does not read any more has closed it, or has ended.
+            copy::copy(&source.side, &input.to, None, |_| false).await;
+            if input.is_terminal {
+                input.to.end_terminal_input().await;
+            }
+        });
+        self.copies.borrow_mut().push(copy);
+    }
+
     /// Lets stdin end when the client has closed it and what it wrote is read.
     pub fn close_stdin(&self) {
+        self.stdin_is_closed.set(true);
         self.hold.take();
     }
 
@@ -195,7 +234,7 @@ impl Io {
     /// Ends the copies, and the loggers: they may take some time for what they have read.
     pub async fn close(mut self) {
         self.close_stdin();
-        let copies = std::mem::take(&mut self.copies);
+        let copies = self.copies.take();
         for copy in &copies {
             copy.abort();
         }
@@ -215,7 +254,7 @@ impl Io {
             Some(source) => {
                 let pipe = Pipe::to_process(owner)?;
                 let side = side(pipe.ours, Interest::WRITABLE)?;
-                self.input(source, side, false);
+                self.input_from(source, side, false);
                 pipe.theirs
             }
         };
@@ -270,6 +309,14 @@ impl Io {
         Ok(pipe.theirs)
     }
 
+    fn input_from(&self, from: PathBuf, to: Side, is_terminal: bool) {
+        self.input.replace(Some(Input {
+            from,
+            to,
+            is_terminal,
+        }));
+    }
+
     async fn start_logger(
         &mut self,
         logger: &LoggerCommand,
@@ -316,7 +363,7 @@ impl Io {
         self.copy_output(from, sink, Some(Rc::clone(&ended)), name);
         if let Some(source) = source {
             let to = Side::Polled(Rc::clone(&master));
-            self.input(source, to, true);
+            self.input_from(source, to, true);
         }
         self.console = Some(Console {
             master,
@@ -329,52 +376,42 @@ impl Io {
     /// Copies output until there is no more, and lets the client see the end then.
     fn copy_output(&mut self, from: Side, sink: Sink, ended: Option<Rc<Ended>>, name: String) {
         let running = Running::new(&self.outputs);
-        self.copies.push(tokio::task::spawn_local(async move {
-            let mut said = false;
-            // A full disk, or a logger that is gone, is no reason to stop the process: what cannot
-            // be written is lost, and what comes later may be written again.
-            let lost = |error| {
-                if !said {
-                    log::warn(format_args!("output is lost, {name}: {error}"));
+        self.copies
+            .borrow_mut()
+            .push(tokio::task::spawn_local(async move {
+                let mut said = false;
+                // A full disk, or a logger that is gone, is no reason to stop the process: what cannot
+                // be written is lost, and what comes later may be written again.
+                let lost = |error| {
+                    if !said {
+                        log::warn(format_args!("output is lost, {name}: {error}"));
+                    }
+                    said = true;
+                    true
+                };
+                copy::copy(&from, &sink.side, ended.as_deref(), lost).await;
+                // A FIFO that is closed before its client came loses what is in it.
+                if sink.client_is_late {
+                    sink.side.taken().await;
                 }
-                said = true;
-                true
-            };
-            copy::copy(&from, &sink.side, ended.as_deref(), lost).await;
-            // A FIFO that is closed before its client came loses what is in it.
-            if sink.client_is_late {
-                sink.side.taken().await;
-            }
-            drop((from, sink));
-            drop(running);
-        }));
-    }
-
-    /// Copies input until there is no more, and lets the process see the end then.
-    fn input(&mut self, source: Source, to: Side, is_terminal: bool) {
-        self.hold.replace(source.hold);
-        self.copies.push(tokio::task::spawn_local(async move {
-            // Who does not read any more has closed it, or has ended.
-            copy::copy(&source.side, &to, None, |_| false).await;
-            if is_terminal {
-                to.end_terminal_input().await;
-            }
-        }));
+                drop((from, sink));
+                drop(running);
+            }));
     }
 }
 
 impl Drop for Io {
     fn drop(&mut self) {
-        for copy in &self.copies {
+        for copy in self.copies.borrow().iter() {
             copy.abort();
         }
     }
 }
 
-fn stdin(stdio: &Stdio) -> Result<Option<Source>> {
+fn stdin(stdio: &Stdio) -> Result<Option<PathBuf>> {
     match Target::parse("stdin", &stdio.stdin)? {
         Target::Null => Ok(None),
-        Target::Path(path) => open::source(&path).map(Some),
+        Target::Path(path) => open::exists("stdin", &path).map(|()| Some(path)),
         Target::File(_) | Target::Logger(_) => Err(Error::invalid(format!(
             "stdin {:?} cannot be used: it has to be a FIFO",
             stdio.stdin

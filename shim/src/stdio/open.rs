@@ -81,6 +81,14 @@ pub(super) struct Source {
     pub(super) hold: Option<OwnedFd>,
 }
 
+/// Refuses what cannot be opened later.
+pub(super) fn exists(stream: &str, path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(cannot_open(stream, path, &error)),
+    }
+}
+
 pub(super) fn source(path: &Path) -> Result<Source> {
     let open = || {
         let fd = OpenOptions::new()

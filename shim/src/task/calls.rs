@@ -154,10 +154,8 @@ impl Inner {
     pub(super) fn close_io(&self, request: &CloseIoRequest) -> Result<Empty> {
         let container = self.container(&request.id)?;
         let process = container.process(&request.exec_id)?;
-        if request.stdin
-            && let Some(io) = process.io()
-        {
-            io.close_stdin();
+        if request.stdin {
+            process.close_stdin();
         }
         Ok(Empty {})
     }

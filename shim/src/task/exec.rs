@@ -114,7 +114,7 @@ impl Inner {
                 .await?
                 .map_err(|failure| failure.error("OCI runtime start failed"))?;
         }
-        container.init.state.set(State::Running);
+        container.init.set_running();
         self.publisher.publish(
             &container.id,
             &Event::Start(TaskStart {
@@ -269,7 +269,7 @@ impl Inner {
                 return Err(error);
             }
         }
-        process.state.set(State::Running);
+        process.set_running();
         self.publisher.publish(
             &container.id,
             &Event::ExecStarted(OfExec {

@@ -30,6 +30,8 @@ pub(super) struct Process {
     pub state: Cell<State>,
     pid: Cell<Option<Pid>>,
     io: RefCell<Option<Rc<Io>>>,
+    /// A client may say that there is no input before there is anything to close.
+    stdin_is_closed: Cell<bool>,
     exit: watch::Sender<Option<Exit>>,
     /// Held while it is being started or deleted. Its exit is told only when nobody holds it, so
     /// that a start is always told before the exit.
@@ -44,6 +46,7 @@ impl Process {
             state: Cell::new(State::Created),
             pid: Cell::default(),
             io: RefCell::default(),
+            stdin_is_closed: Cell::default(),
             exit: watch::Sender::new(None),
             turn: Mutex::new(()),
         }
@@ -62,7 +65,26 @@ impl Process {
         self.pid.set(Some(pid));
     }
 
+    /// It runs, and reads what there is to read.
+    pub(super) fn set_running(&self) {
+        self.state.set(State::Running);
+        if let Some(io) = self.io() {
+            io.begin_input();
+        }
+    }
+
+    /// There will be no more input than what the client has written.
+    pub(super) fn close_stdin(&self) {
+        self.stdin_is_closed.set(true);
+        if let Some(io) = self.io() {
+            io.close_stdin();
+        }
+    }
+
     pub(super) fn set_io(&self, io: Io) {
+        if self.stdin_is_closed.get() {
+            io.close_stdin();
+        }
         self.io.replace(Some(Rc::new(io)));
     }
 

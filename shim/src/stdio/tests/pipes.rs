@@ -8,6 +8,7 @@ fn a_process_talks_with_its_client() {
         let client = Client::new(&["stdin", "stdout", "stderr"]);
         let (stdout, stderr) = (client.reader("stdout"), client.reader("stderr"));
         let (ends, io) = Io::open(&client.stdio, &owner()).await.unwrap();
+        io.begin_input();
         let child = start("cat; echo done >&2", ends);
         let mut stdin = client.writer("stdin");
         stdin.write_all(b"hello\n").unwrap();
@@ -61,6 +62,7 @@ fn a_client_that_goes_ends_nothing_and_another_goes_on() {
         let client = Client::new(&["stdin", "stdout"]);
         let first = client.reader("stdout");
         let (ends, io) = Io::open(&client.stdio, &owner()).await.unwrap();
+        io.begin_input();
         let child = start(
             "while read line; do echo \"got $line\"; done; echo end",
             ends,
@@ -214,6 +216,7 @@ fn a_process_that_closes_its_stdin_stops_nothing() {
         let client = Client::new(&["stdin", "stdout"]);
         let reader = client.reader("stdout");
         let (ends, io) = Io::open(&client.stdio, &owner()).await.unwrap();
+        io.begin_input();
         let child = start("exec <&-; read line < /dev/null; echo on", ends);
         let (reader, text) = read_until(reader, "on\n").await;
         assert_eq!(text, "on\n");
@@ -239,6 +242,7 @@ fn a_hundred_megabytes_arrive_through_pipes() {
         let reader = client.reader("stdout");
         let (ends, io) = Io::open(&client.stdio, &owner()).await.unwrap();
         let child = start("cat", ends);
+        io.begin_input();
         let stdin = client.writer("stdin");
         io.close_stdin();
         let (written, read) = tokio::join!(
@@ -300,5 +304,30 @@ fn a_closed_stream_is_closed_for_the_process_too() {
         );
         assert_eq!(File::from(ends.stdin).read(&mut [0]).unwrap(), 0);
         assert!(stdout.as_raw_fd() > 2);
+    });
+}
+
+#[test]
+fn input_may_be_closed_before_it_is_copied() {
+    run(async {
+        let client = Client::new(&["stdin", "stdout"]);
+        let reader = client.reader("stdout");
+        let (ends, io) = Io::open(&client.stdio, &owner()).await.unwrap();
+        // A client waits for somebody who reads, and so cannot have written all too early.
+        let path = client.path("stdin");
+        let writing = elsewhere(move || fs::write(path, "all\n").unwrap());
+        let child = start("cat", ends);
+        assert!(timeout(MOMENT, writing).await.is_err());
+        let path = client.path("stdin");
+        let writing =
+            tokio::task::spawn_local(elsewhere(move || fs::write(path, "more\n").unwrap()));
+        sleep(MOMENT).await;
+        io.close_stdin();
+        io.begin_input();
+        writing.await.unwrap();
+        assert_eq!(exit(child).await, 0);
+        assert!(read_text(reader).await.contains("more\n"));
+        assert!(io.drained(LIMIT).await);
+        io.close().await;
     });
 }

@@ -24,6 +24,7 @@ fn a_terminal_is_copied_both_ways_and_ends_with_its_process() {
         // Another one keeps the terminal.
         let kept = slave.try_clone().unwrap();
         let child = start_in(slave, "tty >/dev/null && read line && echo \"<$line>\"");
+        io.begin_input();
         client.writer("stdin").write_all(b"hello\n").unwrap();
         assert_eq!(exit(child).await, 0);
         io.ended();
@@ -67,6 +68,7 @@ fn the_input_of_a_terminal_ends() {
             .await
             .unwrap();
         let child = start_in(slave, "cat");
+        io.begin_input();
         client.writer("stdin").write_all(b"no end of line").unwrap();
         io.close_stdin();
         assert_eq!(exit(child).await, 0);
