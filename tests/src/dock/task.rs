@@ -144,6 +144,17 @@ impl<'a> Make<'a> {
     /// Task.Create; what it says.
     #[track_caller]
     pub fn create(self) -> Answer<Task<'a>> {
+        let (client, id) = (self.dock.client(), self.id.clone());
+        let answer = self.try_create();
+        if answer.is_err() {
+            client.delete_container(&id).unwrap();
+        }
+        answer
+    }
+
+    /// The same where nothing is sure: containerd may be killed meanwhile.
+    #[track_caller]
+    pub fn try_create(self) -> Answer<Task<'a>> {
         let client = self.dock.client();
         let container = Container {
             id: self.id.clone(),
@@ -157,7 +168,7 @@ impl<'a> Make<'a> {
             }),
             ..Container::default()
         };
-        client.create_container(container).unwrap();
+        client.create_container(container)?;
         let request = CreateTaskRequest {
             container_id: self.id.clone(),
             rootfs: self.mounts.clone().unwrap_or_else(|| self.overlay()),
@@ -169,17 +180,12 @@ impl<'a> Make<'a> {
             options: self.options.clone(),
             ..CreateTaskRequest::default()
         };
-        match client.create(request) {
-            Ok(pid) => Ok(Task {
-                dock: self.dock,
-                id: self.id,
-                pid,
-            }),
-            Err(status) => {
-                client.delete_container(&self.id).unwrap();
-                Err(status)
-            }
-        }
+        let pid = client.create(request)?;
+        Ok(Task {
+            dock: self.dock,
+            id: self.id,
+            pid,
+        })
     }
 
     /// Task.Create, which must work.
@@ -248,6 +254,11 @@ impl<'a> Task<'a> {
     #[track_caller]
     pub fn wait(&self) -> u32 {
         self.client().wait(&self.id, "").unwrap().exit_status
+    }
+
+    /// The same where nothing is sure.
+    pub fn try_wait(&self) -> Answer<u32> {
+        self.client().wait(&self.id, "").map(|a| a.exit_status)
     }
 
     /// The status of Task.State, by name.
@@ -405,6 +416,12 @@ impl Exec<'_> {
             "exit status of wait and delete"
         );
         waited
+    }
+
+    /// The same where nothing is sure.
+    pub fn try_end(&self) -> Answer<u32> {
+        self.dock.client().wait(&self.container, &self.id)?;
+        self.delete()
     }
 
     /// The status of Task.State, by name.
