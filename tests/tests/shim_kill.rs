@@ -5,7 +5,8 @@
     reason = "a test: a panic with a position is the failure report"
 )]
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,7 @@ use edgepull_tests::on_each_containerd;
 use edgepull_tests::process::{self, wait_for};
 use edgepull_tests::scene::NAMESPACE;
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -65,34 +67,75 @@ fn a_container_outlives_containerd(version: Version) {
     let mut dock = Dock::new(version);
     let make = dock.make("outlives");
     let stdio = Stdio::out_err(&make.dir());
-    let (out, err) = (stdio.read_stdout(), stdio.read_stderr());
-    let go = make.dir().join("upper/tmp/go");
-    let script = "seq 1 1000; until [ -e /tmp/go ]; do sleep 0.05; done; seq 1001 400000; echo end >&2; exit 21";
-    let task = make.sh(script).stdio(&stdio).start();
+    let out = stdio.read_stdout();
+    let data = make.dir().join("data");
+    fs::create_dir_all(&data).unwrap();
+    let script = "seq 1 1000; until [ -e /sys/go ]; do sleep 0.05; done; seq 1001 400000; echo end >&2; \
+                  until [ -e /sys/stop ]; do sleep 0.05; done; exit 21";
+    let task = make
+        .sh(script)
+        .stdio(&stdio)
+        .spec(|spec| {
+            let mounts = spec["mounts"].as_array_mut().unwrap();
+            mounts.retain(|mount| mount["destination"] != "/sys");
+            mounts.push(json!({
+                "destination": "/sys", "type": "bind", "source": data, "options": ["rbind", "ro"],
+            }));
+        })
+        .start();
     let (id, pid) = (task.id().to_owned(), task.pid);
     let shim = dock.shim();
     drop(task);
     dock.daemon.kill9();
-    // While nobody is there it writes more than any pipe holds, and ends.
-    fs::write(&go, "").unwrap();
-    dock.wait_dead(pid);
-    assert!(process::alive(shim));
+    // While nobody is there it writes more than any pipe holds.
+    fs::write(data.join("go"), "").unwrap();
+    assert_eq!(first_line(&stdio.stderr), "end\n");
+    assert!(process::alive(shim) && process::alive(pid));
     dock.daemon.start_again();
     dock.connect_again();
     assert_eq!(dock.shim(), shim);
     let client = dock.client();
+    let status = client.state(&id, "").unwrap();
+    assert_eq!(status.status().as_str_name(), "RUNNING");
+    fs::write(data.join("stop"), "").unwrap();
     assert_eq!(client.wait(&id, "").unwrap().exit_status, 21);
-    assert_eq!(
-        client.state(&id, "").unwrap().status().as_str_name(),
-        "STOPPED"
-    );
     assert_eq!(client.delete(&id).unwrap().exit_status, 21);
     client.delete_container(&id).unwrap();
     let expected: String = (1..=400_000).map(|n| format!("{n}\n")).collect();
     let (bytes, digest) = out.all();
     assert_eq!(bytes.len(), expected.len());
     assert_eq!(digest, sha256(expected.as_bytes()));
-    assert_eq!(err.text(), "end\n");
+    dock.is_clean();
+}
+
+fn first_line(fifo: &str) -> String {
+    let mut line = String::new();
+    BufReader::new(File::open(fifo).unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    line
+}
+
+/// One that ends while containerd is away: 1.6 has it as it ended, later ones clean it up.
+fn an_end_that_nobody_saw_is_cleaned_up(version: Version) {
+    let mut dock = Dock::new(version);
+    let task = running(&dock, "unseen");
+    let (id, pid) = (task.id().to_owned(), task.pid);
+    drop(task);
+    dock.daemon.kill9();
+    process::send(pid, Signal::SIGKILL);
+    dock.wait_dead(pid);
+    dock.daemon.start_again();
+    dock.connect_again();
+    let client = dock.client();
+    match client.wait(&id, "") {
+        Ok(ended) => {
+            assert_eq!(ended.exit_status, 137);
+            assert_eq!(client.delete(&id).unwrap().exit_status, 137);
+        }
+        Err(gone) => assert_eq!(gone.code(), Code::NotFound, "{gone:?}"),
+    }
+    client.delete_container(&id).unwrap();
     dock.is_clean();
 }
 
@@ -272,6 +315,7 @@ on_each_containerd!(
     a_killed_shim_is_told_and_cleaned_up,
     a_killed_first_process_is_told,
     a_container_outlives_containerd,
+    an_end_that_nobody_saw_is_cleaned_up,
     containerd_finds_its_containers_again,
     containerd_cleans_up_after_both_were_killed,
     at_any_moment,
