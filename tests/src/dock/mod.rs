@@ -46,9 +46,27 @@ pub fn is_foreign() -> bool {
     runtime() != "io.containerd.edgepull.v1"
 }
 
-/// Debian 13's crun, which accepts what every containerd writes.
+/// Debian 13's crun, which accepts what every containerd writes. No crun wants control groups of both
+/// versions at once: where this machine has them, it does not see the second version.
 pub fn crun() -> PathBuf {
-    Lab::get().tool("crun/usr/bin/crun")
+    let crun = Lab::get().tool("crun/usr/bin/crun");
+    let both = fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers");
+    if both.unwrap_or_default().trim().is_empty() {
+        return crun;
+    }
+    let dir = Lab::get().cache().join("crun-apart");
+    fs::create_dir_all(&dir).unwrap();
+    let script = format!(
+        "#!/bin/sh\nexec unshare --mount --propagation private sh -c \
+         'umount -l /sys/fs/cgroup/unified && exec \"$0\" \"$@\"' '{}' \"$@\"\n",
+        crun.display()
+    );
+    let new = dir.join(format!("new-{:?}", std::thread::current().id()));
+    let new = new.with_extension(std::process::id().to_string());
+    fs::write(&new, script).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, dir.join("crun")).unwrap();
+    dir.join("crun")
 }
 
 /// The daemon and what belongs to it.

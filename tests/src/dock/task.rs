@@ -177,7 +177,6 @@ impl<'a> Make<'a> {
             stderr: self.stdio.stderr.clone(),
             terminal: self.stdio.terminal,
             checkpoint: self.checkpoint.clone(),
-            options: self.options.clone(),
             ..CreateTaskRequest::default()
         };
         let pid = client.create(request)?;
