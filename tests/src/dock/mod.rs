@@ -5,6 +5,7 @@
 //! busybox in it, mounted by the shim as it would mount a snapshot's.
 
 mod client;
+pub mod cri;
 mod events;
 mod leaks;
 mod spec;
@@ -75,7 +76,7 @@ pub struct Dock {
     /// The daemon.
     pub daemon: Containerd,
     client: Client,
-    ids: Mutex<Vec<String>>,
+    ids: Mutex<Vec<(String, String)>>,
 }
 
 /// `setup`, with the shim in its PATH (and criu, which the OCI runtimes look for).
@@ -144,11 +145,16 @@ impl Dock {
 
     /// Looks for what is left of this one as well: a container, a group.
     pub fn watch(&self, id: &str) {
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.push(id.to_owned());
+        self.watch_in(NAMESPACE, id);
     }
 
-    fn watched(&self) -> Vec<String> {
+    /// The same in another namespace.
+    pub fn watch_in(&self, namespace: &str, id: &str) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.push((namespace.to_owned(), id.to_owned()));
+    }
+
+    fn watched(&self) -> Vec<(String, String)> {
         let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         ids.clone()
     }

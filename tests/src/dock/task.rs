@@ -14,6 +14,7 @@ use super::client::{Answer, Client};
 use super::spec::{Spec, process};
 use super::stdio::Stdio;
 use super::{Dock, rootfs, runtime, wire};
+use crate::scene::NAMESPACE;
 
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -309,7 +310,7 @@ impl<'a> Task<'a> {
     /// A file of the memory controller of its control group.
     #[track_caller]
     pub fn memory(&self, file: &str) -> String {
-        let groups = super::cgroup_of(&self.id);
+        let groups = super::cgroup_of(NAMESPACE, &self.id);
         let found = groups.iter().map(|group| group.join(file));
         let path = found
             .clone()
