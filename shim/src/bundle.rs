@@ -60,6 +60,8 @@ pub struct Root {
 #[serde(default)]
 pub struct Linux {
     pub namespaces: Vec<Namespace>,
+    #[serde(rename = "cgroupsPath")]
+    pub cgroups_path: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -2,6 +2,7 @@
 //! of memory.
 
 mod files;
+mod leftover;
 mod oom;
 mod place;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use nix::unistd::Pid;
 use prost::Message;
 
 use self::files::Values;
+pub use self::leftover::remove as remove_leftover;
 pub use self::oom::OomWatch;
 use self::place::{Controllers, Place};
 use crate::error::{Error, Result};

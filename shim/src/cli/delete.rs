@@ -50,6 +50,8 @@ pub(super) fn run(flags: &Flags) -> Result<Vec<u8>> {
     if let Err(error) = mounts::unmount_recursive(&bundle.rootfs()) {
         warn(&error);
     }
+    let spec = bundle.spec().unwrap_or_default();
+    crate::cgroup::remove_leftover(&spec.linux.unwrap_or_default().cgroups_path);
     socket::forget(&bundle.join("address"));
     let pid = oci::read_pid(&bundle.join("init.pid")).ok();
     let response = DeleteResponse {

@@ -92,7 +92,7 @@ fn explained(said: &str) -> String {
     }
     if said.contains("cgroups in hybrid mode not supported") {
         return format!(
-            "{said} (this crun wants cgroup v1 or v2 alone: boot with systemd.unified_cgroup_hierarchy=1, or use crun 1.21 or later, or runc)"
+            "{said} (crun wants cgroup v1 or v2 alone: boot with systemd.unified_cgroup_hierarchy=1, or use runc)"
         );
     }
     said

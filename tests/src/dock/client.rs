@@ -13,6 +13,7 @@ use containerd_client::services::v1::{
     ResizePtyRequest, ResumeTaskRequest, StartRequest, UpdateTaskRequest, WaitRequest,
     WaitResponse,
 };
+use containerd_client::types::Descriptor;
 use containerd_client::types::v1::{Process, ProcessInfo};
 use prost_types::Any;
 use serde_json::Value;
@@ -207,15 +208,15 @@ impl Client {
             .map(|r| r.processes)
     }
 
-    /// Task.Checkpoint; how many descriptors came back.
-    pub fn checkpoint(&self, id: &str, options: Option<Any>) -> Answer<usize> {
+    /// Task.Checkpoint; where containerd put it.
+    pub fn checkpoint(&self, id: &str, options: Option<Any>) -> Answer<Vec<Descriptor>> {
         let request = self.request(CheckpointTaskRequest {
             container_id: id.to_owned(),
             parent_checkpoint: String::new(),
             options,
         });
         self.call(self.tasks().checkpoint(request))
-            .map(|r| r.descriptors.len())
+            .map(|r| r.descriptors)
     }
 
     /// Task.Update with OCI resources.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::stdio::sha256;
 use super::{Dock, cgroup_of};
 use crate::process::{self, wait_for};
-use crate::scene::NAMESPACE;
 use crate::tools::mounts_below;
 
 /// Where shims listen, whatever daemon they are of.
@@ -75,23 +74,25 @@ impl Dock {
         }
         for part in ["state", "root"] {
             let bundles = daemon.join(part).join("io.containerd.runtime.v2.task");
-            for entry in fs::read_dir(bundles.join(NAMESPACE))
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                left.push(format!("bundle {}", entry.path().display()));
+            for namespace in fs::read_dir(bundles).into_iter().flatten().flatten() {
+                for entry in fs::read_dir(namespace.path())
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                {
+                    left.push(format!("bundle {}", entry.path().display()));
+                }
             }
         }
-        for id in &self.watched() {
-            let state = Path::new(STATE).join(NAMESPACE).join(id);
+        for (namespace, id) in &self.watched() {
+            let state = Path::new(STATE).join(namespace).join(id);
             if state.exists() {
                 left.push(format!("state {}", state.display()));
             }
-            for group in cgroup_of(id) {
+            for group in cgroup_of(namespace, id) {
                 left.push(format!("control group {}", group.display()));
             }
-            for socket in sockets_of(&self.daemon.address(), NAMESPACE, id) {
+            for socket in sockets_of(&self.daemon.address(), namespace, id) {
                 if socket.exists() {
                     left.push(format!("socket {} of {id}", socket.display()));
                 }

@@ -5,6 +5,7 @@
 //! busybox in it, mounted by the shim as it would mount a snapshot's.
 
 mod client;
+pub mod cri;
 mod events;
 mod leaks;
 mod spec;
@@ -46,9 +47,27 @@ pub fn is_foreign() -> bool {
     runtime() != "io.containerd.edgepull.v1"
 }
 
-/// Debian 13's crun, which accepts what every containerd writes.
+/// Debian 13's crun, which accepts what every containerd writes. No crun wants control groups of both
+/// versions at once: where this machine has them, it does not see the second version.
 pub fn crun() -> PathBuf {
-    Lab::get().tool("crun/usr/bin/crun")
+    let crun = Lab::get().tool("crun/usr/bin/crun");
+    let both = fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers");
+    if both.unwrap_or_default().trim().is_empty() {
+        return crun;
+    }
+    let dir = Lab::get().cache().join("crun-apart");
+    fs::create_dir_all(&dir).unwrap();
+    let script = format!(
+        "#!/bin/sh\nexec unshare --mount --propagation private sh -c \
+         'umount -l /sys/fs/cgroup/unified && exec \"$0\" \"$@\"' '{}' \"$@\"\n",
+        crun.display()
+    );
+    let new = dir.join(format!("new-{:?}", std::thread::current().id()));
+    let new = new.with_extension(std::process::id().to_string());
+    fs::write(&new, script).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, dir.join("crun")).unwrap();
+    dir.join("crun")
 }
 
 /// The daemon and what belongs to it.
@@ -57,7 +76,7 @@ pub struct Dock {
     /// The daemon.
     pub daemon: Containerd,
     client: Client,
-    ids: Mutex<Vec<String>>,
+    ids: Mutex<Vec<(String, String)>>,
 }
 
 /// `setup`, with the shim in its PATH (and criu, which the OCI runtimes look for).
@@ -126,11 +145,16 @@ impl Dock {
 
     /// Looks for what is left of this one as well: a container, a group.
     pub fn watch(&self, id: &str) {
-        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.push(id.to_owned());
+        self.watch_in(NAMESPACE, id);
     }
 
-    fn watched(&self) -> Vec<String> {
+    /// The same in another namespace.
+    pub fn watch_in(&self, namespace: &str, id: &str) {
+        let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.push((namespace.to_owned(), id.to_owned()));
+    }
+
+    fn watched(&self) -> Vec<(String, String)> {
         let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         ids.clone()
     }

@@ -70,13 +70,13 @@ impl Spec {
 }
 
 /// Every control group of a container: one a controller on v1, one on v2.
-pub fn cgroup_of(id: &str) -> Vec<PathBuf> {
+pub fn cgroup_of(namespace: &str, id: &str) -> Vec<PathBuf> {
     let tree = Path::new("/sys/fs/cgroup");
     let trees = fs::read_dir(tree).into_iter().flatten().flatten();
     let mut all: Vec<PathBuf> = trees.map(|entry| entry.path()).collect();
     all.push(tree.to_path_buf());
     all.iter()
-        .map(|tree| tree.join(NAMESPACE).join(id))
+        .map(|tree| tree.join(namespace).join(id))
         .filter(|group| group.is_dir())
         .collect()
 }

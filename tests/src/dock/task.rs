@@ -14,6 +14,7 @@ use super::client::{Answer, Client};
 use super::spec::{Spec, process};
 use super::stdio::Stdio;
 use super::{Dock, rootfs, runtime, wire};
+use crate::scene::NAMESPACE;
 
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -144,6 +145,17 @@ impl<'a> Make<'a> {
     /// Task.Create; what it says.
     #[track_caller]
     pub fn create(self) -> Answer<Task<'a>> {
+        let (client, id) = (self.dock.client(), self.id.clone());
+        let answer = self.try_create();
+        if answer.is_err() {
+            client.delete_container(&id).unwrap();
+        }
+        answer
+    }
+
+    /// The same where nothing is sure: containerd may be killed meanwhile.
+    #[track_caller]
+    pub fn try_create(self) -> Answer<Task<'a>> {
         let client = self.dock.client();
         let container = Container {
             id: self.id.clone(),
@@ -157,7 +169,7 @@ impl<'a> Make<'a> {
             }),
             ..Container::default()
         };
-        client.create_container(container).unwrap();
+        client.create_container(container)?;
         let request = CreateTaskRequest {
             container_id: self.id.clone(),
             rootfs: self.mounts.clone().unwrap_or_else(|| self.overlay()),
@@ -166,20 +178,14 @@ impl<'a> Make<'a> {
             stderr: self.stdio.stderr.clone(),
             terminal: self.stdio.terminal,
             checkpoint: self.checkpoint.clone(),
-            options: self.options.clone(),
             ..CreateTaskRequest::default()
         };
-        match client.create(request) {
-            Ok(pid) => Ok(Task {
-                dock: self.dock,
-                id: self.id,
-                pid,
-            }),
-            Err(status) => {
-                client.delete_container(&self.id).unwrap();
-                Err(status)
-            }
-        }
+        let pid = client.create(request)?;
+        Ok(Task {
+            dock: self.dock,
+            id: self.id,
+            pid,
+        })
     }
 
     /// Task.Create, which must work.
@@ -250,6 +256,11 @@ impl<'a> Task<'a> {
         self.client().wait(&self.id, "").unwrap().exit_status
     }
 
+    /// The same where nothing is sure.
+    pub fn try_wait(&self) -> Answer<u32> {
+        self.client().wait(&self.id, "").map(|a| a.exit_status)
+    }
+
     /// The status of Task.State, by name.
     #[track_caller]
     pub fn status(&self) -> &'static str {
@@ -299,7 +310,7 @@ impl<'a> Task<'a> {
     /// A file of the memory controller of its control group.
     #[track_caller]
     pub fn memory(&self, file: &str) -> String {
-        let groups = super::cgroup_of(&self.id);
+        let groups = super::cgroup_of(NAMESPACE, &self.id);
         let found = groups.iter().map(|group| group.join(file));
         let path = found
             .clone()
@@ -405,6 +416,12 @@ impl Exec<'_> {
             "exit status of wait and delete"
         );
         waited
+    }
+
+    /// The same where nothing is sure.
+    pub fn try_end(&self) -> Answer<u32> {
+        self.dock.client().wait(&self.container, &self.id)?;
+        self.delete()
     }
 
     /// The status of Task.State, by name.
