@@ -4,15 +4,16 @@
 #   make test    installs what is missing, builds (make dist as well), runs every test but the long soak;
 #                as root
 #   make lint    formatting, clippy, licences and sources, no test
-#   make bench   pulls side by side with containerd's own client
+#   make bench   pulls side by side with containerd's own client, containers with its own shim
 #   make ground-truth  renews docs/ground-truth*.md: what programs do on CPUs and kernels, and what
 #                edgepull says of them
 #   make soak    hundreds of passes of the daemon with faults at random
 #   make fuzz    every fuzz target for FUZZ_SECONDS (default 20) seconds
-#   make dist    one static file for each target of cross/targets, into dist/TARGET/, checked;
-#                packages of them, dist/*.deb and dist/*.tar.gz
+#   make dist    edgepull and its shim, static, for each target of cross/targets, into dist/TARGET/,
+#                checked; packages of them, dist/*.deb and dist/*.tar.gz
 #   make reproduce  builds REPRODUCE (default: every target) once more elsewhere and compares
-#   make build   the release binary, target/release/edgepull, and what is missing for it
+#   make build   the release binaries, target/release/edgepull and containerd-shim-edgepull-v1, and
+#                what is missing for them
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
@@ -27,6 +28,7 @@ LAB := $(CURDIR)/build/lab
 build:
 	tests/setup build
 	$(CARGO) build --release -p edgepull
+	$(CARGO) build --release -p edgepull-shim
 
 deps:
 	tests/setup
@@ -37,7 +39,7 @@ demo: deps
 dist:
 	cross/build all
 	cross/package all
-	cd dist && sha256sum */edgepull *.deb *.tar.gz >SHA256SUMS
+	cd dist && sha256sum */edgepull */containerd-shim-edgepull-v1 *.deb *.tar.gz >SHA256SUMS
 
 reproduce: dist
 	cross/reproduce $(REPRODUCE)
@@ -49,6 +51,7 @@ test: deps dist
 	cross/cargo aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf -- test -p edgepull-platform
 	tests/programs/build
 	$(CARGO) build -p edgepull
+	$(CARGO) build -p edgepull-shim
 	RUST_TEST_THREADS=4 $(CARGO) test --workspace --exclude edgepull-tests
 	tests/scenarios
 

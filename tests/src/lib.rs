@@ -28,6 +28,7 @@
 //! - [`sysbox`]: a machine in namespaces, with systemd, that can lose its power.
 //! - [`device`]: such a machine with the package installed.
 //! - [`tree`]: what a snapshot is made of, to the attribute.
+//! - [`shims`]: containers that wait, by whichever runtime shim, and what their shims weigh.
 //! - [`target`]: the files of `dist/`, each on the CPU that it is meant for.
 //! - [`dock`]: a daemon with the shim under test, called by the Task API itself.
 //! - [`edgepull`]: the program under test: run it, parse its report, weigh it; [`agent`] as a
@@ -57,6 +58,7 @@ pub mod process;
 pub mod registry;
 pub mod scene;
 pub mod shaped;
+pub mod shims;
 pub mod smoking;
 pub mod sysbox;
 pub mod target;

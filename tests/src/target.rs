@@ -1,4 +1,4 @@
-//! The files of `dist/`, for every target that edgepull is shipped for, on the least able CPU
+//! The files of `dist/`, for every target that they are shipped for, on the least able CPU
 //! of each: natively where this machine is of that architecture, else under qemu-user.
 
 use std::env;
@@ -68,9 +68,20 @@ impl Target {
     /// The file that is shipped.
     #[track_caller]
     pub fn file(&self) -> PathBuf {
+        self.program("edgepull")
+    }
+
+    /// The runtime shim that is shipped.
+    #[track_caller]
+    pub fn shim(&self) -> PathBuf {
+        self.program("containerd-shim-edgepull-v1")
+    }
+
+    #[track_caller]
+    fn program(&self, name: &str) -> PathBuf {
         let dist =
             env::var_os("EDGEPULL_DIST").map_or_else(|| workspace().join("dist"), PathBuf::from);
-        let file = dist.join(&self.triple).join("edgepull");
+        let file = dist.join(&self.triple).join(name);
         assert!(
             file.is_file(),
             "{} is missing: run `make dist` first (or name its place in EDGEPULL_DIST)",
@@ -79,7 +90,7 @@ impl Target {
         let rules = workspace()
             .join("build/cross/target")
             .join(&self.triple)
-            .join("release/edgepull.d");
+            .join(format!("release/{name}.d"));
         refuse_stale(&file, &rules, "make dist");
         file
     }

@@ -65,6 +65,30 @@ impl Weight {
     }
 }
 
+/// The pages of a process at one moment, as `smaps_rollup` has them, in KiB.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pages {
+    /// Its share of all: a page that four have counts a quarter.
+    pub share: u64,
+    /// What it alone has and has written.
+    pub private_dirty: u64,
+    /// All that it sees in memory.
+    pub resident: u64,
+}
+
+impl Pages {
+    /// Of a process that is there.
+    #[track_caller]
+    pub fn of(pid: u32) -> Self {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        Self {
+            share: number(&text, "Pss:"),
+            private_dirty: number(&text, "Private_Dirty:"),
+            resident: number(&text, "Rss:"),
+        }
+    }
+}
+
 /// Waits until a process has no children: the daemon has no worker then.
 #[track_caller]
 pub fn wait_alone(pid: u32) {

@@ -289,7 +289,7 @@ fn the_dashboard_is_laid_out() {
 }
 
 /// Every document of the tree.
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 15] = [
     "README.md",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
@@ -298,11 +298,13 @@ const DOCUMENTS: [&str; 13] = [
     "SPECIFICATION.md",
     "cross/README.md",
     "docs/ci.md",
+    "docs/containerd-shim-edgepull-v1.8.md",
     "docs/control-socket.md",
     "docs/deploy.md",
     "docs/edgepull-hosts.5.md",
     "docs/edgepull-images.5.md",
     "docs/metrics.md",
+    "docs/shim.md",
 ];
 
 #[test]
@@ -342,6 +344,7 @@ fn every_promise_names_tests_that_exist() {
         "agent/tests",
         "platform/src",
         "platform/tests",
+        "shim/src",
         "tests",
     ] {
         sources(&file(dir), &mut code);

@@ -35,7 +35,10 @@ impl Dist {
         for triple in &triples {
             let place = dir.path().join(triple);
             fs::create_dir(&place).unwrap();
-            fs::copy(Target::named(triple).file(), place.join("edgepull")).unwrap();
+            let target = Target::named(triple);
+            for file in [target.file(), target.shim()] {
+                fs::copy(&file, place.join(file.file_name().unwrap())).unwrap();
+            }
         }
         // Started elsewhere, with another mask and temporary files on another file system.
         let temporary = dir.path().join("tmp");
@@ -122,11 +125,14 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
     };
     assert_eq!(field("Architecture"), format!("{arch}\n"));
     let dir = dist.unpacked(arch);
-    assert!(
-        fs::read(dir.join("usr/bin/edgepull")).unwrap()
-            == fs::read(Target::named(triple).file()).unwrap(),
-        "{arch} is not {triple}"
-    );
+    for file in [Target::named(triple).file(), Target::named(triple).shim()] {
+        let packed = dir.join("usr/bin").join(file.file_name().unwrap());
+        assert!(
+            fs::read(&packed).unwrap() == fs::read(&file).unwrap(),
+            "{} of {arch} is not {triple}'s",
+            packed.display()
+        );
+    }
     let verifier = dir.join("usr/lib/edgepull/image-verifier/edgepull-image-verifier");
     assert_eq!(
         fs::canonicalize(verifier).unwrap(),
@@ -145,6 +151,10 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
         "usr/share/man/man1/edgepull.1.gz",
         "usr/share/man/man5/edgepull-hosts.5.gz",
         "usr/share/man/man5/edgepull-images.5.gz",
+        "usr/share/man/man8/containerd-shim-edgepull-v1.8.gz",
+        "usr/share/doc/edgepull/docs/shim.md",
+        "usr/share/doc/edgepull/examples/shim/containerd-1.toml",
+        "usr/share/doc/edgepull/examples/shim/k3s/config-v3.toml.tmpl",
         "usr/share/doc/edgepull/docs/metrics.md",
         "usr/share/doc/edgepull/copyright",
         "usr/share/doc/edgepull/changelog.Debian.gz",
@@ -178,7 +188,13 @@ fn tarball(dist: &Dist) {
     )
     .ok();
     let dir = dist.dir.path().join(name);
-    for file in ["LICENSE", "README.md", "completions/edgepull.bash"] {
+    for file in [
+        "LICENSE",
+        "README.md",
+        "completions/edgepull.bash",
+        "man/containerd-shim-edgepull-v1.8",
+        "examples/shim/kubernetes.yaml",
+    ] {
         assert!(dir.join(file).is_file(), "{file}");
     }
     let root = dist.dir.path().join("installed");
@@ -200,17 +216,22 @@ fn tarball(dist: &Dist) {
     // An upgrade leaves alone what somebody wrote, or took away.
     fs::write(at("etc/edgepull/config.toml"), "# mine\n").unwrap();
     fs::remove_file(at("etc/edgepull/images.d/example.txt")).unwrap();
-    fs::write(at("usr/bin/edgepull"), "old").unwrap();
+    let programs = ["edgepull", "containerd-shim-edgepull-v1"];
+    for program in programs {
+        fs::write(at("usr/bin").join(program), "old").unwrap();
+    }
     install(&dir, &root);
     assert_eq!(
         fs::read_to_string(at("etc/edgepull/config.toml")).unwrap(),
         "# mine\n"
     );
     assert!(!at("etc/edgepull/images.d/example.txt").exists());
-    assert!(
-        fs::read(at("usr/bin/edgepull")).unwrap() == fs::read(dir.join("edgepull")).unwrap(),
-        "the program is not the new one"
-    );
+    for program in programs {
+        assert!(
+            fs::read(at("usr/bin").join(program)).unwrap() == fs::read(dir.join(program)).unwrap(),
+            "{program} is not the new one"
+        );
+    }
 }
 
 /// What `INSTALL` says, below another root and without what needs the system's systemd.
@@ -259,7 +280,7 @@ fn manual_pages(dist: &Dist) {
             pages += 1;
         }
     }
-    assert!(pages >= 3);
+    assert!(pages >= 4);
 }
 
 fn completions(dist: &Dist) {
@@ -310,6 +331,45 @@ fn a_purge_that_cannot_drop_pins_says_how() {
                     io.cri-containerd.pinned=\n";
         assert!(said.ends_with(hint), "{program:?}: {said}");
     }
+}
+
+/// A removal while a container runs with the shim: told, and done.
+#[test]
+fn a_removal_under_running_containers_is_told() {
+    let prerm = Lab::get().workspace().join("cross/debian/prerm");
+    // Paths are the system's: so all of it in a mount namespace, with a program that stays for a while.
+    let script = r#"
+        mount -t tmpfs none /run
+        for dir in /usr/bin /var/lib; do
+            mkdir -p "$2$dir-upper" "$2$dir-work"
+            mount -t overlay -o "lowerdir=$dir,upperdir=$2$dir-upper,workdir=$2$dir-work" none $dir
+        done
+        cp /bin/sleep /usr/bin/containerd-shim-edgepull-v1
+        cp /bin/true /usr/bin/edgepull
+        export PATH=/usr/bin:/bin
+        sh "$1" remove 2>"$2/none"
+        /usr/bin/containerd-shim-edgepull-v1 600 & shim=$!
+        trap 'kill $shim' EXIT
+        until [ "$(readlink /proc/$shim/exe)" = /usr/bin/containerd-shim-edgepull-v1 ]; do :; done
+        sh "$1" upgrade 2>>"$2/none"
+        sh "$1" remove
+        [ ! -s "$2/none" ]
+    "#;
+    let dir = Lab::get().run_dir("prerm");
+    let said = process::run(
+        Command::new("unshare")
+            .args(["--mount", "bash", "-euc", script, "sh"])
+            .arg(prerm)
+            .arg(dir.path())
+            .env("DPKG_MAINTSCRIPT_PACKAGE", "edgepull"),
+    )
+    .ok();
+    assert!(
+        said.stderr
+            .contains("containers run with containerd-shim-edgepull-v1"),
+        "{}",
+        said.transcript()
+    );
 }
 
 #[test]

@@ -9,12 +9,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use edgepull_tests::containerd::{Containerd, Version};
+use edgepull_tests::device::version;
 use edgepull_tests::edgepull::Edgepull;
 use edgepull_tests::faulty::Faulty;
 use edgepull_tests::image::{self, ARM64, HELLO, Layout, host};
 use edgepull_tests::pki::{Authority, Validity};
+use edgepull_tests::process;
 use edgepull_tests::registry::{Door, Registry};
 use edgepull_tests::scene::{NAMESPACE, greeting};
 use edgepull_tests::target::Target;
@@ -57,13 +60,38 @@ fn each_starts_and_knows_that_it_is_emulated() {
     }
 }
 
+#[test]
+fn each_shim_starts() {
+    for target in Target::all() {
+        let call = |args: &[&str]| {
+            let mut words = target.runner();
+            words.push(target.shim());
+            let mut command = Command::new(words.remove(0));
+            process::run(command.args(words).args(args))
+        };
+        let told = call(&["-v"]).ok();
+        assert_eq!(
+            told.text(),
+            format!("containerd-shim-edgepull-v1 {}\n", version()),
+            "{}",
+            target.triple
+        );
+        let help = call(&["-h"]).ok().text();
+        assert!(help.contains("io.containerd.edgepull.v1"), "{help}");
+        // Nothing but what was asked for goes to where containerd reads.
+        let refused = call(&["-namespace", "n", "-id", "../x", "start"]);
+        assert_eq!((refused.code, refused.text()), (Some(1), String::new()));
+        assert!(refused.stderr.contains("`../x`"), "{}", refused.stderr);
+    }
+}
+
 /// That the check above can fail, and why `arm` is a target beside `armv7`.
 #[test]
 fn code_for_armv7_dies_on_an_arm1176() {
     let old = Target::named("arm-unknown-linux-musleabihf");
     let new = Target::named("armv7-unknown-linux-musleabihf");
     let mut runner = old.runner();
-    let mut command = std::process::Command::new(runner.remove(0));
+    let mut command = Command::new(runner.remove(0));
     command.args(runner).arg(new.file()).arg("version");
     // The emulator dies of the program's own signal, with a core where it may.
     let dir = tempfile::tempdir().unwrap();

@@ -34,6 +34,15 @@ const LARGEST: u64 = 1 << 20;
 /// Asks a registry four times a day, which no limit notices; a moved tag is here the same day.
 const REFRESH: Refresh = Refresh::Every(Duration::from_secs(6 * 3600));
 
+/// `[shim] group`: which containers share a runtime shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShimGroup {
+    /// Those of a pod.
+    Pod,
+    /// All of a namespace of this host.
+    Host,
+}
+
 /// The settings; `None` is what a key is without a line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Config {
@@ -67,6 +76,10 @@ pub struct Config {
     pub emulation: Emulation,
     /// `[shim] emulation`, which the shim reads by itself: here for its faults to be found.
     pub shim_emulation: Option<Emulation>,
+    /// `[shim] group`, likewise.
+    pub shim_group: Option<ShimGroup>,
+    /// `[shim] group_most`, likewise.
+    pub shim_group_most: Option<u64>,
     /// `[metrics] listen`.
     pub metrics_listen: Option<SocketAddr>,
     /// `[metrics] textfile`.

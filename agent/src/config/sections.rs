@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{Config, floor};
+use super::{Config, ShimGroup, floor};
 use crate::{
     proof::{Emulation, Policy},
     registry::{Via, parse_rate},
@@ -14,6 +14,8 @@ use crate::{
 const MOST_DOWNLOADS: u64 = 64;
 /// Times below a second end transfers that are only slow.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// As the shim has it.
+const MOST_IN_A_SHIM: u64 = 1000;
 /// Several a day, each day of the week.
 const MOST_WINDOWS: usize = 64;
 
@@ -149,6 +151,20 @@ impl Config {
             let key = table.name(name);
             match name {
                 "emulation" => self.shim_emulation = Some(emulation(reader, &key, value)?),
+                "group" => {
+                    self.shim_group = Some(match reader.string(&key, value)? {
+                        "pod" => ShimGroup::Pod,
+                        "host" => ShimGroup::Host,
+                        text => {
+                            let known = "`pod` and `host`";
+                            return Err(none_of(reader, &key, value, text, known));
+                        }
+                    });
+                }
+                "group_most" => {
+                    let most = reader.integer(&key, value, 1..MOST_IN_A_SHIM + 1)?;
+                    self.shim_group_most = Some(most);
+                }
                 _ => return Err(unknown(reader, &key, &span)),
             }
         }
