@@ -64,6 +64,11 @@ fn crates_depend_in_one_direction() {
     let agent = dependencies(&metadata, "edgepull");
     assert!(agent.contains("edgepull-platform"));
     assert!(!agent.contains("edgepull-tests"));
+    let shim = dependencies(&metadata, "edgepull-shim");
+    assert!(shim.contains("edgepull-platform"));
+    for other in ["edgepull", "edgepull-tests", "hyper", "reqwest", "rustls", "tonic"] {
+        assert!(!shim.contains(other), "the shim fetches nothing: {other}");
+    }
     let tests = dependencies(&metadata, "edgepull-tests");
     assert!(
         !tests.iter().any(|name| name.starts_with("edgepull")),
@@ -182,6 +187,7 @@ fn files_are_short_enough_to_hold_in_the_head() {
     let mut files = Vec::new();
     for part in [
         "platform/src",
+        "shim/src",
         "agent/src",
         "agent/tests",
         "tests/src",
