@@ -66,7 +66,14 @@ fn crates_depend_in_one_direction() {
     assert!(!agent.contains("edgepull-tests"));
     let shim = dependencies(&metadata, "edgepull-shim");
     assert!(shim.contains("edgepull-platform"));
-    for other in ["edgepull", "edgepull-tests", "hyper", "reqwest", "rustls", "tonic"] {
+    for other in [
+        "edgepull",
+        "edgepull-tests",
+        "hyper",
+        "reqwest",
+        "rustls",
+        "tonic",
+    ] {
         assert!(!shim.contains(other), "the shim fetches nothing: {other}");
     }
     let tests = dependencies(&metadata, "edgepull-tests");
