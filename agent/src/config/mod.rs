@@ -34,6 +34,17 @@ const LARGEST: u64 = 1 << 20;
 /// Asks a registry four times a day, which no limit notices; a moved tag is here the same day.
 const REFRESH: Refresh = Refresh::Every(Duration::from_secs(6 * 3600));
 
+/// `[shim]`: nothing here acts on it, but a fault in it is found here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shim {
+    /// `emulation`.
+    pub emulation: Option<Emulation>,
+    /// `group`: whether all containers of a host share a shim, and not those of a pod alone.
+    pub by_host: Option<bool>,
+    /// `group_most`.
+    pub group_most: Option<u64>,
+}
+
 /// The settings; `None` is what a key is without a line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Config {
@@ -65,8 +76,8 @@ pub struct Config {
     pub policy: Policy,
     /// `[policy] emulation`.
     pub emulation: Emulation,
-    /// `[shim] emulation`, which the shim reads by itself: here for its faults to be found.
-    pub shim_emulation: Option<Emulation>,
+    /// `[shim]`, which the shim reads by itself.
+    pub shim: Shim,
     /// `[metrics] listen`.
     pub metrics_listen: Option<SocketAddr>,
     /// `[metrics] textfile`.

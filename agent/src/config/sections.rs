@@ -12,6 +12,8 @@ use crate::{
 
 /// More downloads at once only take memory and each other's time.
 const MOST_DOWNLOADS: u64 = 64;
+/// Containers in one shim.
+const MOST_GROUPED: u64 = 1000;
 /// Times below a second end transfers that are only slow.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// Several a day, each day of the week.
@@ -148,7 +150,21 @@ impl Config {
         for (name, span, value) in table.in_order() {
             let key = table.name(name);
             match name {
-                "emulation" => self.shim_emulation = Some(emulation(reader, &key, value)?),
+                "emulation" => self.shim.emulation = Some(emulation(reader, &key, value)?),
+                "group" => {
+                    self.shim.by_host = match reader.string(&key, value)? {
+                        "pod" => Some(false),
+                        "host" => Some(true),
+                        text => {
+                            let known = "`pod` and `host`";
+                            return Err(none_of(reader, &key, value, text, known));
+                        }
+                    };
+                }
+                "group_most" => {
+                    let number = reader.integer(&key, value, 1..MOST_GROUPED + 1)?;
+                    self.shim.group_most = Some(number);
+                }
                 _ => return Err(unknown(reader, &key, &span)),
             }
         }

@@ -25,7 +25,12 @@ fn the_example_has_every_key_and_is_right() {
         prune: Some(Refresh::Never),
         policy: Policy::Strict,
         emulation: Emulation::Allow,
-        shim_emulation: Some(Emulation::Never),
+        shim:
+            Shim {
+                emulation: Some(Emulation::Never),
+                by_host: Some(true),
+                group_most: Some(32),
+            },
         metrics_listen: Some(_),
         metrics_textfile: Some(_),
         labels,
@@ -81,6 +86,9 @@ fn a_fault_has_its_line_and_key_and_no_secret() {
         ("[schedule]\nwindow = []", 2, "schedule.window"),
         ("[shim]\nemulation = \"nevr\"", 2, "shim.emulation"),
         ("[shim]\nemulation = true", 2, "shim.emulation"),
+        ("[shim]\ngroup = \"node\"", 2, "shim.group"),
+        ("[shim]\ngroup_most = 0", 2, "shim.group_most"),
+        ("[shim]\ngroup_most = 1001", 2, "shim.group_most"),
         ("[shim]\ngate = \"off\"", 2, "shim.gate"),
         ("[metrics]\nlisten = \":9464\"", 2, "metrics.listen"),
         (
