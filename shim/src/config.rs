@@ -224,4 +224,18 @@ mod tests {
         assert!(Config::read(&path).1.expect("told").contains("bytes"));
         assert!(Config::read(dir.path()).1.is_some());
     }
+
+    #[test]
+    fn every_key_of_the_example_is_known() {
+        let text: String = include_str!("../../docs/config.toml")
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let wanted = Config {
+            emulation: Emulation::Never,
+            grouping: Grouping::Host { most: MOST },
+        };
+        assert_eq!(Config::parse(&text), (wanted, None));
+    }
 }

@@ -34,13 +34,15 @@ const LARGEST: u64 = 1 << 20;
 /// Asks a registry four times a day, which no limit notices; a moved tag is here the same day.
 const REFRESH: Refresh = Refresh::Every(Duration::from_secs(6 * 3600));
 
-/// `[shim] group`: which containers share a runtime shim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ShimGroup {
-    /// Those of a pod.
-    Pod,
-    /// All of a namespace of this host.
-    Host,
+/// `[shim]`: nothing here acts on it, but a fault in it is found here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Shim {
+    /// `emulation`.
+    pub emulation: Option<Emulation>,
+    /// `group`: whether all containers of a host share a shim, and not those of a pod alone.
+    pub by_host: Option<bool>,
+    /// `group_most`.
+    pub group_most: Option<u64>,
 }
 
 /// The settings; `None` is what a key is without a line.
@@ -74,12 +76,8 @@ pub struct Config {
     pub policy: Policy,
     /// `[policy] emulation`.
     pub emulation: Emulation,
-    /// `[shim] emulation`, which the shim reads by itself: here for its faults to be found.
-    pub shim_emulation: Option<Emulation>,
-    /// `[shim] group`, likewise.
-    pub shim_group: Option<ShimGroup>,
-    /// `[shim] group_most`, likewise.
-    pub shim_group_most: Option<u64>,
+    /// `[shim]`, which the shim reads by itself.
+    pub shim: Shim,
     /// `[metrics] listen`.
     pub metrics_listen: Option<SocketAddr>,
     /// `[metrics] textfile`.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{Config, ShimGroup, floor};
+use super::{Config, floor};
 use crate::{
     proof::{Emulation, Policy},
     registry::{Via, parse_rate},
@@ -12,10 +12,10 @@ use crate::{
 
 /// More downloads at once only take memory and each other's time.
 const MOST_DOWNLOADS: u64 = 64;
+/// Containers in one shim.
+const MOST_GROUPED: u64 = 1000;
 /// Times below a second end transfers that are only slow.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// As the shim has it.
-const MOST_IN_A_SHIM: u64 = 1000;
 /// Several a day, each day of the week.
 const MOST_WINDOWS: usize = 64;
 
@@ -150,20 +150,20 @@ impl Config {
         for (name, span, value) in table.in_order() {
             let key = table.name(name);
             match name {
-                "emulation" => self.shim_emulation = Some(emulation(reader, &key, value)?),
+                "emulation" => self.shim.emulation = Some(emulation(reader, &key, value)?),
                 "group" => {
-                    self.shim_group = Some(match reader.string(&key, value)? {
-                        "pod" => ShimGroup::Pod,
-                        "host" => ShimGroup::Host,
+                    self.shim.by_host = match reader.string(&key, value)? {
+                        "pod" => Some(false),
+                        "host" => Some(true),
                         text => {
                             let known = "`pod` and `host`";
                             return Err(none_of(reader, &key, value, text, known));
                         }
-                    });
+                    };
                 }
                 "group_most" => {
-                    let most = reader.integer(&key, value, 1..MOST_IN_A_SHIM + 1)?;
-                    self.shim_group_most = Some(most);
+                    let number = reader.integer(&key, value, 1..MOST_GROUPED + 1)?;
+                    self.shim.group_most = Some(number);
                 }
                 _ => return Err(unknown(reader, &key, &span)),
             }

@@ -357,3 +357,78 @@ fn target(link: &OwnedFd) -> Result<Vec<u8>, Unseen> {
 fn is(stat: &Stat, kind: FileType) -> bool {
     FileType::from_raw_mode(stat.st_mode) == kind
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn scene() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path();
+        fs::create_dir_all(root.join("usr/bin")).expect("made");
+        fs::write(root.join("usr/bin/app"), b"#!/x\n").expect("written");
+        symlink("usr/bin", root.join("bin")).expect("linked");
+        symlink("/", root.join("usr/up")).expect("linked");
+        dir
+    }
+
+    fn root(dir: &Path, mounts: &str) -> Root {
+        let mounts: Vec<Mount> = serde_json::from_str(mounts).expect("mounts");
+        Root::open(dir, &mounts, &Process::default()).expect("opened")
+    }
+
+    #[test]
+    fn an_old_kernel_is_looked_at_step_by_step_with_the_same_result() {
+        let dir = scene();
+        let seen = |by_steps: bool| {
+            let mut root = root(dir.path(), "[]");
+            root.by_steps = by_steps;
+            let paths = [
+                "usr",
+                "usr/bin/app",
+                "usr/bin/app/x",
+                "bin",
+                "bin/app",
+                "gone",
+                "usr/up/etc",
+            ];
+            let nodes = paths.map(|path| root.node(path.as_bytes()).map_err(drop));
+            let needs = root.needs(b"usr/bin/app").expect("read");
+            (nodes, needs)
+        };
+        let (nodes, needs) = seen(true);
+        assert_eq!(nodes[0], Ok(Node::Directory));
+        assert_eq!(nodes[3], Ok(Node::Link(b"usr/bin".to_vec())));
+        assert_eq!(nodes[5], Ok(Node::Missing));
+        // Links on the way are followed by nobody: that is for whoever asks.
+        for at in [4, 6] {
+            assert!(
+                !matches!(nodes[at], Ok(Node::File(_) | Node::Directory)),
+                "{nodes:?}"
+            );
+        }
+        let (newer, same) = seen(false);
+        assert_eq!(
+            (&newer[..4], &newer[5], same),
+            (&nodes[..4], &nodes[5], needs)
+        );
+    }
+
+    #[test]
+    fn other_mounts_below_a_plain_bind_are_not_taken_for_it() {
+        let dir = scene();
+        let mounts =
+            r#"[{"destination": "/opt", "type": "bind", "source": "/", "options": ["OPTION"]}]"#;
+        let look = |option: &str, by_steps: bool| {
+            let mut root = root(dir.path(), &mounts.replace("OPTION", option));
+            root.by_steps = by_steps;
+            root.node(b"opt/proc/version")
+        };
+        assert!(matches!(look("rbind", false), Ok(Node::File(_))));
+        assert!(matches!(look("rbind", true), Ok(Node::File(_))));
+        assert!(look("bind", false).is_err());
+        assert!(look("bind", true).is_err());
+    }
+}
