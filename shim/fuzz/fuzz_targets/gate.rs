@@ -4,7 +4,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use edgepull_platform::{Facts, Host, detect};
@@ -14,26 +14,25 @@ use libfuzzer_sys::fuzz_target;
 
 const FILES: [&str; 3] = ["rootfs/bin/app", "rootfs/sbin/tini", "volume/app"];
 
+/// In the build folder, made anew by each run: nothing runs at the end of one.
 fn bundle() -> &'static Path {
-    static BUNDLE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let dir = BUNDLE.get_or_init(|| {
-        let memory = Path::new("/dev/shm");
-        let dir = if memory.is_dir() {
-            tempfile::tempdir_in(memory)
-        } else {
-            tempfile::tempdir()
-        };
-        let dir = dir.expect("a directory");
+    static BUNDLE: OnceLock<PathBuf> = OnceLock::new();
+    BUNDLE.get_or_init(|| {
+        let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../build/fuzz/gate");
+        let _ = fs::remove_dir_all(&build);
         for file in FILES {
-            let parent = dir.path().join(file);
+            let parent = build.join(file);
             fs::create_dir_all(parent.parent().expect("one")).expect("made");
         }
-        for (target, link) in [("bin", "link"), ("/loop", "loop"), ("../../volume/app", "out")] {
-            symlink(target, dir.path().join("rootfs").join(link)).expect("linked");
+        for (target, link) in [
+            ("bin", "link"),
+            ("/loop", "loop"),
+            ("../../volume/app", "out"),
+        ] {
+            symlink(target, build.join("rootfs").join(link)).expect("linked");
         }
-        dir
-    });
-    dir.path()
+        build
+    })
 }
 
 fn hosts() -> &'static [Host] {
@@ -70,7 +69,10 @@ fn check(decision: &Decision) {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let end = input.iter().position(|byte| *byte == 0).unwrap_or(input.len());
+    let end = input
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(input.len());
     let (json, rest) = input.split_at(end);
     let Some(config) = Bundle::parse(json) else {
         let _ = Process::parse(json);
@@ -92,7 +94,13 @@ fuzz_target!(|input: &[u8]| {
             check(&examine(&config, &rootfs, &here, policy));
         }
         if let Some(exec) = &exec {
-            check(&examine_process(&config, exec, &rootfs, &here, Emulation::Allow));
+            check(&examine_process(
+                &config,
+                exec,
+                &rootfs,
+                &here,
+                Emulation::Allow,
+            ));
         }
     }
 });
