@@ -48,6 +48,7 @@ pub struct Spec {
     pub annotations: HashMap<String, String>,
     pub linux: Option<Linux>,
     pub root: Option<Root>,
+    pub hooks: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -77,6 +78,11 @@ impl Spec {
     pub fn group(&self) -> Option<&str> {
         let mut named = GROUPS.iter().filter_map(|key| self.annotations.get(*key));
         named.find(|name| !name.is_empty()).map(String::as_str)
+    }
+
+    /// Whether programs of somebody else run beside the container's.
+    pub fn has_hooks(&self) -> bool {
+        self.hooks.as_ref().is_some_and(|hooks| !hooks.is_empty())
     }
 
     /// Whether the container's processes outlive its init, for lack of a pid namespace that is its own.

@@ -7,13 +7,16 @@
 //! [`Watch`] that was opened before it could be started, and what was reaped is never looked up
 //! by a number that may belong to another by then.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::rc::{Rc, Weak};
 use std::time::SystemTime;
 
+use nix::libc;
+use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::unistd::Pid;
 use rustix::process::WaitOptions;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -80,8 +83,41 @@ pub struct Child {
     pub stderr: Option<std::process::ChildStderr>,
 }
 
-/// Starts a process. Its end is seen by [`reap_forever`] alone.
+thread_local! {
+    /// How many descriptors a process may have that is not this one: containers inherit it.
+    static DESCRIPTORS: Cell<Option<(rlim_t, rlim_t)>> = const { Cell::new(None) };
+}
+
+/// What is started here gets this limit of descriptors, whatever this process itself has.
+pub fn remember_limit(soft: rlim_t, hard: rlim_t) {
+    DESCRIPTORS.set(Some((soft, hard)));
+}
+
+/// Starts a process, as clean as if nobody had been before it: no signal is ignored, the limit of
+/// descriptors is the usual one, and systemd waits for no word of it. Its end is seen by [`Reaper`]
+/// alone.
 pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    // runc would hand it to the container, and wait for a word that never comes.
+    command.env_remove("NOTIFY_SOCKET");
+    let limit = DESCRIPTORS.get();
+    let clean = move || {
+        for signal in 1..=64 {
+            // What is ignored stays so in all that comes after; musl leaves three of its own.
+            set_default(signal);
+        }
+        if let Some((soft, hard)) = limit {
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+        }
+        Ok(())
+    };
+    #[allow(
+        unsafe_code,
+        reason = "what is set between fork and exec can be set nowhere else"
+    )]
+    // SAFETY: calls of the system, which allocate nothing and take no lock.
+    unsafe {
+        command.pre_exec(clean);
+    }
     let mut child = command.spawn()?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     let pid = Pid::from_raw(pid);
@@ -93,6 +129,27 @@ pub fn spawn(command: &mut Command) -> io::Result<Child> {
         stdout: child.stdout.take(),
         stderr: child.stderr.take(),
     })
+}
+
+/// `rt_sigaction(2)` itself, since C libraries keep some numbers for themselves.
+fn set_default(signal: i32) {
+    /// What the kernel has as `struct sigaction` is shorter on every architecture: all zeros are
+    /// the default handler, no flags and an empty mask.
+    const DEFAULT: [u64; 8] = [0; 8];
+    /// Bytes in the kernel's set of signals.
+    const SET: usize = 8;
+    #[allow(unsafe_code, reason = "no library sets all of them")]
+    // SAFETY: the kernel reads the structure, which is long enough, and writes nothing. A signal
+    // that cannot be set is refused.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            DEFAULT.as_ptr(),
+            std::ptr::null::<u64>(),
+            SET,
+        );
+    }
 }
 
 /// Keeps what ends from now on, so that a process whose number becomes known later is not missed.

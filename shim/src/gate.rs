@@ -11,14 +11,13 @@ mod root;
 mod spec;
 pub mod tell;
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use edgepull_platform::{
     Host,
     executable::{Elf, Refusal as Why, Verdict},
     launch::{Looked, Looker, Surroundings},
 };
-use tokio::sync::oneshot;
 
 pub use self::{
     here::Here,
@@ -27,6 +26,7 @@ pub use self::{
 };
 use crate::config::Emulation;
 use root::Root;
+use spec::Mount;
 
 /// What is to become of a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,16 +42,27 @@ pub enum Decision {
 /// Judges a container whose root file system is mounted at `rootfs`.
 pub fn examine(bundle: &Bundle, rootfs: &Path, here: &Here, policy: Emulation) -> Decision {
     match &bundle.process {
-        Some(process) => examine_process(bundle, process, rootfs, here, policy),
+        Some(process) => decide(bundle, process, &bundle.mounts, rootfs, here, policy),
         None => Decision::Go,
     }
 }
 
-/// Judges a process that is to run in a container. What the container itself mounted since is not
-/// seen.
+/// Judges a process that is to run in a container. `root` is its root as its own processes see it
+/// (`/proc/PID/root`), with all that was ever mounted there.
 pub fn examine_process(
     bundle: &Bundle,
     process: &Process,
+    root: &Path,
+    here: &Here,
+    policy: Emulation,
+) -> Decision {
+    decide(bundle, process, &[], root, here, policy)
+}
+
+fn decide(
+    bundle: &Bundle,
+    process: &Process,
+    mounts: &[Mount],
     rootfs: &Path,
     here: &Here,
     policy: Emulation,
@@ -59,6 +70,7 @@ pub fn examine_process(
     let question = Question {
         bundle,
         process,
+        mounts,
         rootfs,
         never: policy == Emulation::Never || bundle.forbids_emulation(),
     };
@@ -79,35 +91,11 @@ pub fn examine_process(
     question.judge(&looked, via.as_deref(), here.host())
 }
 
-/// The same question with a limit: a root file system may be on a network that does not answer,
-/// and nothing else may wait for it. What takes longer is tried.
-pub async fn within(limit: Duration, ask: impl FnOnce() -> Decision + Send + 'static) -> Decision {
-    let (tell, told) = oneshot::channel();
-    let thread = std::thread::Builder::new().stack_size(STACK);
-    // Nobody may be listening any more.
-    let spawned = thread.spawn(move || drop(tell.send(ask())));
-    if spawned.is_err() {
-        return Decision::Go;
-    }
-    match tokio::time::timeout(limit, told).await {
-        Ok(Ok(decision)) => decision,
-        Ok(Err(_)) | Err(_) => Decision::Go,
-    }
-}
-
-/// For a look: documents are on the heap, and nothing here calls itself.
-const STACK: usize = 256 << 10;
-
-/// Whether the runtime of this name starts a program by the kernel and with these mounts. Others
-/// add files of their own, or run it in a machine that is not this one.
-pub fn knows(runtime: &Path) -> bool {
-    let name = runtime.file_name().and_then(|name| name.to_str());
-    matches!(name, Some("runc" | "crun" | "youki"))
-}
-
 struct Question<'a> {
     bundle: &'a Bundle,
     process: &'a Process,
+    /// What will lie over the root.
+    mounts: &'a [Mount],
     rootfs: &'a Path,
     never: bool,
 }
@@ -115,7 +103,11 @@ struct Question<'a> {
 impl Question<'_> {
     /// What is started, and by which init if there is one. `None`: that cannot be told.
     fn look(&self, host: &Host) -> Option<(Looked, Option<String>)> {
-        if self.bundle.has_own_users() || self.bundle.is_started_otherwise() {
+        // A hook may bring any file, and what is no program yet may be one by then.
+        if self.bundle.has_own_users()
+            || self.bundle.is_started_otherwise()
+            || self.bundle.is_furnished()
+        {
             return None;
         }
         let words = &self.process.args;
@@ -127,9 +119,8 @@ impl Question<'_> {
             None => return None,
         };
         let around = Surroundings::new(&path, &self.process.cwd);
-        let furnished = self.bundle.is_furnished();
-        let mut root = Root::open(self.rootfs, &self.bundle.mounts, self.process).ok()?;
-        let may_come = |_: &[u8]| furnished;
+        let mut root = Root::open(self.rootfs, self.mounts, self.process).ok()?;
+        let may_come = |_: &[u8]| false;
         let mut search = Looker::new(&around, &mut root, &may_come);
         let looked = search.command(first, host).ok()?;
         if looked.verdict.runs()
@@ -156,10 +147,6 @@ impl Question<'_> {
             Verdict::Refused { why, .. } if !host.handlers_observed && may_be_handled(*why) => {
                 Decision::Go
             }
-            // An empty file may be what a hook mounts something over.
-            Verdict::Refused {
-                why: Why::Empty, ..
-            } if self.bundle.is_furnished() => Decision::Go,
             Verdict::Refused { why, reason } => {
                 Decision::Refuse(Refusal::new(looked, via, *why, reason, host, image))
             }

@@ -1,5 +1,6 @@
 //! The parts of `containerd-shim-edgepull-v1`; see ARCHITECTURE.md.
 
+pub mod aside;
 pub mod bundle;
 pub mod cgroup;
 pub mod child;

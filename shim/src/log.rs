@@ -42,7 +42,7 @@ fn line(level: &str, message: &dyn Display) {
             .map(|c| if c.is_control() { ' ' } else { c })
             .collect();
         let line = format!("level={level} msg={text:?} runtime=io.containerd.edgepull.v1\n");
-        // Whole or not at all: a line is shorter than PIPE_BUF, or of no use.
+        // What finds the FIFO full is lost; a very long line may lose its end.
         let _ = log.write(line.as_bytes());
     });
 }

@@ -7,7 +7,6 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::error::{Error, Result};
 use crate::idmap::{self, Map};
-use crate::log;
 use crate::wire::Mount;
 
 /// The kernel takes one page of options.
@@ -109,8 +108,8 @@ pub fn mount_all(mounts: &[Mount], root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A target inside the root, links in it resolved there. containerd names such targets only where a
-/// snapshotter did; a path that climbs is refused.
+/// A target inside the root. containerd names such targets only where a snapshotter did; a path that
+/// climbs, or leads over a link, is refused.
 fn below(root: &Path, target: &str) -> Result<PathBuf> {
     let mut path = root.to_owned();
     for name in target
@@ -244,17 +243,21 @@ pub fn unmount(root: &Path) -> Result<()> {
             Ok(()) | Err(Errno::EINTR) => {}
             // Nothing is mounted there (any more).
             Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
-            Err(Errno::EBUSY) => {
-                log::debug(format!("{} is busy", root.display()));
-                umount2(root, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
-                    .map_err(|errno| Error::io(format!("unmounting {}", root.display()), errno))?;
-            }
+            Err(Errno::EBUSY) => detach(root)?,
             Err(errno) => {
                 return Err(Error::io(format!("unmounting {}", root.display()), errno));
             }
         }
     }
     Err(Error::unknown(format!("{} stays mounted", root.display())))
+}
+
+/// Takes what is mounted on `root` out of sight at once, with everything below it.
+pub fn detach(root: &Path) -> Result<()> {
+    match umount2(root, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(Error::io(format!("unmounting {}", root.display()), errno)),
+    }
 }
 
 /// The same for everything below `root` as well, the deepest first.

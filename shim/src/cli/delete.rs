@@ -47,7 +47,7 @@ pub(super) fn run(flags: &Flags) -> Result<Vec<u8>> {
         }
         Ok::<(), Error>(())
     })??;
-    if let Err(error) = mounts::unmount_recursive(&bundle.rootfs()) {
+    if let Err(error) = mounts::unmount_recursive(bundle.path()) {
         warn(&error);
     }
     let spec = bundle.spec().unwrap_or_default();

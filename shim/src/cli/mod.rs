@@ -44,10 +44,6 @@ fn read_stdin() -> Vec<u8> {
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // For unmounting alone.
-        .max_blocking_threads(4)
-        .thread_keep_alive(std::time::Duration::from_millis(10))
-        .thread_stack_size(64 << 10)
         .build()
         .map_err(|error| crate::error::Error::io("starting", error))?;
     let tasks = tokio::task::LocalSet::new();

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{SockaddrLike, UnixAddr, getsockname};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal as on};
@@ -72,14 +71,8 @@ fn prepare() -> Result<()> {
     // std has SIGPIPE ignored, and gives it back to what it starts. Descriptors: a shim of a pod has
     // some for each process.
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        crate::oci::remember_limit(soft, hard);
+        crate::child::remember_limit(soft, hard);
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-    #[allow(unsafe_code, reason = "ignoring a signal is a call of the system")]
-    // SAFETY: SIG_IGN is no function of ours.
-    unsafe {
-        // A terminal's hangup is the client's affair.
-        let _ = signal(Signal::SIGHUP, SigHandler::SigIgn);
     }
     Ok(())
 }
@@ -97,10 +90,18 @@ async fn serve(flags: &Flags, listener: StdListener) -> Result<()> {
     let mut interrupt = on(SignalKind::interrupt()).map_err(failed)?;
     let mut dump = on(SignalKind::user_defined1()).map_err(failed)?;
     log::debug(format!("serving, pid {}", std::process::id()));
+    // Whoever started it may be gone by now.
+    drop(tasks.connected());
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(spawn_local(ttrpc::serve(stream, service.clone()))),
+                Ok((stream, _)) => {
+                    let (service, tasks) = (service.clone(), tasks.clone());
+                    spawn_local(async move {
+                        let _connected = tasks.connected();
+                        ttrpc::serve(stream, service).await;
+                    });
+                }
                 Err(error) => {
                     // No descriptors, perhaps: they come back.
                     log::warn(format!("accepting a connection: {error}"));
@@ -113,7 +114,9 @@ async fn serve(flags: &Flags, listener: StdListener) -> Result<()> {
             _ = dump.recv() => log::info(tasks.describe()),
         }
     }
-    // First of all: who finds it no more makes a shim of its own.
+    // First of all: who finds it no more makes a shim of its own, and who was about to be accepted
+    // sees that it is gone.
+    drop(listener);
     if !flags.socket.is_empty() {
         let _ = std::fs::remove_file(&flags.socket);
     }

@@ -24,8 +24,21 @@ pub(super) fn path(
     namespace: &str,
     group: &str,
 ) -> Result<PathBuf> {
-    let joined = Path::new(containerd).join(namespace).join(group);
-    let hash = digest::digest(&digest::SHA256, joined.as_os_str().as_encoded_bytes());
+    // As Go joins paths: whatever a part begins with, it stands below the one before it.
+    let joined = format!("{containerd}/{namespace}/{group}");
+    let mut clean = String::with_capacity(joined.len());
+    for name in joined
+        .split('/')
+        .filter(|name| !name.is_empty() && *name != ".")
+    {
+        if name == ".." {
+            let message = format!("the group `{}` leads elsewhere", group.escape_debug());
+            return Err(Error::invalid(message));
+        }
+        clean.push('/');
+        clean.push_str(name);
+    }
+    let hash = digest::digest(&digest::SHA256, clean.as_bytes());
     let mut name = String::with_capacity(64);
     for byte in hash.as_ref() {
         // Into a string: it cannot fail.
@@ -135,6 +148,9 @@ mod tests {
             hashed.to_str().unwrap(),
             "/run/containerd/s/5e250b13f984a15f73216d143af1bf3c64171aa56c781ba9d4040c75b2c1eee2"
         );
+        let rooted = path(None, "/run/containerd/containerd.sock", "default", "//x/.").unwrap();
+        assert_eq!(rooted, hashed, "a group stays within its namespace");
+        assert!(path(None, "/run/c", "n", "../m/x").is_err());
         let long = path(None, "/run/c", "n", &"x".repeat(255)).unwrap();
         assert!(long.as_os_str().len() <= LONGEST);
         assert!(path(Some(&"/d".repeat(40)), "/run/c", "n", "x").is_err());

@@ -116,15 +116,19 @@ pub(super) fn run(flags: &Flags) -> Result<Vec<u8>> {
     let config = Config::load();
     let options = bundle::options(caller.options.as_ref())?;
     let (path, listener) = find(flags, &caller, &config, &spec)?;
+    let address = format!("unix://{}", path.display());
+    let written = bundle::write(&bundle.join("address"), address.as_bytes());
     if let Some(listener) = listener {
-        let served = serve(flags, &caller, &bundle, &path, listener, &options);
+        // Last: nothing can fail after it.
+        let served =
+            written.and_then(|()| serve(flags, &caller, &bundle, &path, listener, &options));
         if served.is_err() {
             let _ = std::fs::remove_file(&path);
         }
         served?;
+    } else {
+        written?;
     }
-    let address = format!("unix://{}", path.display());
-    bundle::write(&bundle.join("address"), address.as_bytes())?;
     Ok(caller.answer(&path))
 }
 
@@ -219,8 +223,9 @@ fn serve(
     listener: OwnedFd,
     options: &Options,
 ) -> Result<()> {
-    let program =
-        std::env::current_exe().map_err(|error| Error::io("finding this program", error))?;
+    // By its name, for those who look for it; while a package is being replaced there is none.
+    let program = std::env::current_exe().ok().filter(|path| path.exists());
+    let program = program.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
     let mut command = Command::new(program);
     command.args([
         "-namespace",
@@ -235,6 +240,8 @@ fn serve(
         command.arg("-debug");
     }
     command.env("TTRPC_ADDRESS", &caller.ttrpc_address);
+    // containerd's own word to systemd is not the shim's, nor a container's.
+    command.env_remove("NOTIFY_SOCKET");
     command.current_dir(bundle.path());
     command
         .stdin(listener)

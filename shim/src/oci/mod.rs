@@ -1,6 +1,5 @@
 //! The OCI runtime (runc, crun, youki, ...) as a program: one call, one process.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -9,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -30,6 +28,8 @@ const OUTPUT: u64 = 4 << 20;
 #[derive(Debug, Clone)]
 pub struct Runtime {
     program: String,
+    /// Whether it is runc itself, which inherits nothing to anybody.
+    hurries: bool,
     root: PathBuf,
     systemd_cgroup: bool,
     log: PathBuf,
@@ -153,6 +153,7 @@ impl Runtime {
         };
         Runtime {
             program: or(&options.binary_name, "runc"),
+            hurries: false,
             root: Path::new(&or(&options.root, ROOT)).join(namespace),
             systemd_cgroup: options.systemd_cgroup,
             log: bundle.join("log.json"),
@@ -162,6 +163,32 @@ impl Runtime {
     /// Its name, for messages.
     pub fn program(&self) -> &str {
         &self.program
+    }
+
+    /// Which of the runtimes that are known well it is: the program itself, not a wrapper of that
+    /// name, nor a link of that name to something else.
+    pub fn known(&self) -> Option<&'static str> {
+        let found = if self.program.contains('/') {
+            PathBuf::from(&self.program)
+        } else {
+            let path = std::env::var_os("PATH")?;
+            let mut places = std::env::split_paths(&path).map(|dir| dir.join(&self.program));
+            places.find(|place| place.is_file())?
+        };
+        let real = std::fs::canonicalize(found).ok()?;
+        let name = real.file_name()?.to_str()?;
+        let known = ["runc", "crun"].into_iter().find(|known| *known == name)?;
+        let mut magic = [0; 4];
+        File::open(&real).ok()?.read_exact(&mut magic).ok()?;
+        (magic == *b"\x7fELF").then_some(known)
+    }
+
+    /// The same for a container without hooks, which would inherit how a runtime is hurried.
+    pub fn without_hooks(self) -> Runtime {
+        Runtime {
+            hurries: self.known() == Some("runc"),
+            ..self
+        }
     }
 
     fn command(&self, verb: &str) -> Command {
@@ -202,9 +229,11 @@ impl Runtime {
         // Wrappers of runtimes look for the specification where they are started.
         let bundle = self.log.parent().filter(|bundle| bundle.is_dir());
         command.current_dir(bundle.unwrap_or(Path::new("/")));
-        // runc is a program in Go that lives for milliseconds: collecting its garbage is a tenth of
-        // that. The limit is for one that has much to do all the same. No container inherits these.
-        command.env("GOGC", "off").env("GOMEMLIMIT", "48MiB");
+        if self.hurries {
+            // A program in Go that lives for milliseconds: collecting its garbage is a tenth of that.
+            // The limit is for one that has much to do all the same. No container inherits these.
+            command.env("GOGC", "off").env("GOMEMLIMIT", "48MiB");
+        }
         dies_with_us(&mut command);
         let logged = std::fs::metadata(&self.log).map_or(0, |meta| meta.len());
         let child = child::spawn(&mut command).map_err(|error| match error.kind() {
@@ -465,32 +494,18 @@ fn last_error(path: &Path, after: u64) -> Option<String> {
         .map(|line| line.msg)
 }
 
-thread_local! {
-    /// How many descriptors a process may have that is not this one: containers inherit it.
-    static LIMIT: Cell<Option<(rlim_t, rlim_t)>> = const { Cell::new(None) };
-}
-
-/// What is started here gets this limit of descriptors, whatever this process itself has.
-pub fn remember_limit(soft: rlim_t, hard: rlim_t) {
-    LIMIT.set(Some((soft, hard)));
-}
-
 /// The kernel kills the runtime when this process goes: half-way through, it would be in the way of
 /// whoever cleans up.
 fn dies_with_us(command: &mut Command) {
-    let limit = LIMIT.get();
-    let set = move || {
+    let set = || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-        if let Some((soft, hard)) = limit {
-            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
-        }
         Ok(())
     };
     #[allow(
         unsafe_code,
         reason = "what is set between fork and exec can be set nowhere else"
     )]
-    // SAFETY: two calls of the system, which allocate nothing and take no lock.
+    // SAFETY: one prctl(2), which allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(set);
     }

@@ -116,7 +116,6 @@ impl Logger {
         if timeout(BY_ITSELF, &mut exit).await.is_ok() {
             return;
         }
-        // It is not reaped yet, so the number is still its own; the same below.
         self.signal(Signal::SIGTERM);
         if timeout_at(deadline, &mut exit).await.is_err() {
             log::warn(format_args!("the {} does not end; it is killed", self.name));
@@ -126,8 +125,10 @@ impl Logger {
     }
 
     fn signal(&self, signal: Signal) {
-        // The only error there can be is that it has just ended.
-        let _ = kill(self.pid, signal);
+        // One that was reaped has given its number back.
+        if child::is_waited_for(self.pid) {
+            let _ = kill(self.pid, signal);
+        }
     }
 }
 

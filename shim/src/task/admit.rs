@@ -1,6 +1,6 @@
 //! The gate, asked before the OCI runtime is.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +14,12 @@ use super::Inner;
 
 /// How long a look at a root file system may take.
 const LIMIT: Duration = Duration::from_secs(2);
+/// Looks at a time; where as many hang, nobody is looked at.
+const MOST_LOOKS: usize = 8;
 
 impl Inner {
     /// Lets a container through, or says why it cannot run here. With `process`, that one in a
-    /// container that runs already.
+    /// container that runs already, and `rootfs` is its root as it sees it.
     pub(super) async fn admit(
         &self,
         id: &str,
@@ -26,7 +28,8 @@ impl Inner {
         process: Option<&serde_json::Value>,
         runtime: &Runtime,
     ) -> Result<()> {
-        if !gate::knows(Path::new(runtime.program())) {
+        // Others add files of their own, or run it in a machine that is not this one.
+        if runtime.known().is_none() {
             return Ok(());
         }
         let config = bundle::read(&of.join("config.json"))?;
@@ -44,7 +47,7 @@ impl Inner {
         let bundle = Arc::new(bundle);
         let asked = bundle.clone();
         let policy = self.config.emulation;
-        let decision = gate::within(LIMIT, move || {
+        let look = move || {
             let Some(here) = Here::now() else {
                 return Decision::Go;
             };
@@ -52,8 +55,10 @@ impl Inner {
                 None => gate::examine(&asked, &rootfs, &here, policy),
                 Some(process) => gate::examine_process(&asked, process, &rootfs, &here, policy),
             }
-        })
-        .await;
+        };
+        // A root file system may be on a network that does not answer: what takes long is tried.
+        let decision = self.looks.run(MOST_LOOKS, LIMIT, look).await;
+        let decision = decision.unwrap_or(Decision::Go);
         let container = Container {
             id,
             namespace: &self.namespace,

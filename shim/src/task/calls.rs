@@ -40,7 +40,7 @@ impl Inner {
     ) -> Result<PidsResponse> {
         let container = self.container(&request.id)?;
         let pids = container.runtime.ps(&container.id, deadline).await?;
-        let execs = container.running_execs();
+        let execs = container.all_execs();
         let processes = pids
             .into_iter()
             .map(|pid| {
@@ -65,7 +65,7 @@ impl Inner {
         deadline: Option<Instant>,
     ) -> Result<Empty> {
         let container = self.container(&request.id)?;
-        if container.init.state.get() != State::Running {
+        if container.init.state.get() != State::Running || container.init_gone.get() {
             return Err(Error::precondition("cannot pause what does not run"));
         }
         container
@@ -73,6 +73,14 @@ impl Inner {
             .plain("pause", &container.id, deadline)
             .await?
             .map_err(|failure| failure.error("OCI runtime pause failed"))?;
+        if container.init_gone.get() {
+            // Whoever waits for the rest of it would wait for good.
+            let _ = container
+                .runtime
+                .plain("resume", &container.id, None)
+                .await?;
+            return Err(Error::precondition("cannot pause what does not run"));
+        }
         if container.init.state.get() == State::Running {
             container.init.state.set(State::Paused);
         }

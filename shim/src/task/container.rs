@@ -23,8 +23,6 @@ pub(super) struct Container {
     pub execs: RefCell<BTreeMap<String, Rc<Process>>>,
     /// The processes of execs, as JSON, until they start.
     pub specs: RefCell<BTreeMap<String, serde_json::Value>>,
-    /// Where its root is.
-    pub(super) root: std::path::PathBuf,
     /// Whether the shim mounted its root.
     pub mounted: bool,
     /// Whether its processes outlive its init.
@@ -71,8 +69,8 @@ impl Container {
         self.init.state.get() == State::Paused
     }
 
-    /// Execs that run, or are being started.
-    pub(super) fn running_execs(&self) -> Vec<Rc<Process>> {
+    /// Its execs, whatever they are at.
+    pub(super) fn all_execs(&self) -> Vec<Rc<Process>> {
         self.execs.borrow().values().cloned().collect()
     }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use tokio::time::Instant;
@@ -16,6 +17,7 @@ use crate::stdio::{Ends, Io, Owner, Stdio};
 use crate::wire::events::{Event, TaskCreate, TaskIo};
 use crate::wire::options::Options;
 use crate::wire::task::{CreateTaskRequest, PidResponse};
+use crate::wire::ttrpc::Call;
 use crate::{log, mounts};
 
 use super::Inner;
@@ -23,11 +25,12 @@ use super::container::{Container, Restore};
 use super::process::{Process, number};
 
 /// Takes an id out of the list of those that are being created.
-struct Creating<'a>(&'a Inner, &'a str);
+struct Creating<'a>(&'a Rc<Inner>, &'a str);
 
 impl Drop for Creating<'_> {
     fn drop(&mut self) {
         self.0.creating.borrow_mut().remove(self.1);
+        self.0.end_if_asked();
     }
 }
 
@@ -42,7 +45,7 @@ impl Inner {
     pub(super) async fn create(
         self: Rc<Self>,
         request: CreateTaskRequest,
-        deadline: Option<Instant>,
+        call: &Call,
     ) -> Result<PidResponse> {
         let id = request.id.as_str();
         bundle::check_id(id)?;
@@ -79,21 +82,38 @@ impl Inner {
             .as_ref()
             .map_or("rootfs", |root| root.path.as_str());
         let root = bundle.join(root);
-        let runtime = Runtime::new(&options, &self.namespace, bundle.path());
+        let mut runtime = Runtime::new(&options, &self.namespace, bundle.path());
+        if !spec.has_hooks() {
+            runtime = runtime.without_hooks();
+        }
 
         let mounted = !request.rootfs.is_empty();
         let result = self
-            .make(&request, &bundle, &root, &options, &runtime, deadline)
+            .make(&request, &bundle, &root, &options, &runtime, call.deadline)
             .await;
         let made = match result {
             Ok(made) => made,
             Err(error) => {
                 if mounted {
-                    unmount(bundle.rootfs()).await;
+                    self.unmount(bundle.rootfs()).await;
                 }
                 return Err(error);
             }
         };
+        // containerd gave up meanwhile, and has taken the bundle away: nobody will ever ask for this.
+        if self.asked.get() && call.is_gone() {
+            let _ = runtime.delete(id, true).await;
+            if let Some(io) = made.init.take_io()
+                && let Ok(io) = Rc::try_unwrap(io)
+            {
+                io.close().await;
+            }
+            if mounted {
+                self.unmount(bundle.rootfs()).await;
+            }
+            return Err(Error::new(Code::Aborted, "nobody waits for it any more"));
+        }
+        self.asked.set(false);
         let container = Rc::new(Container {
             id: id.to_owned(),
             bundle,
@@ -102,7 +122,6 @@ impl Inner {
             init: Rc::new(made.init),
             execs: RefCell::default(),
             specs: RefCell::default(),
-            root,
             mounted,
             shares_pids: spec.shares_pids(),
             init_gone: Cell::new(false),
@@ -292,13 +311,24 @@ pub(super) async fn receive(console: Console, stdio: &Stdio, owner: &Owner) -> R
     Io::with_console(stdio, owner, master).await
 }
 
-/// Takes the root away, beside everything else: an overlay may first write all of its files.
-pub(super) async fn unmount(rootfs: PathBuf) {
-    let path = rootfs.clone();
-    let result = tokio::task::spawn_blocking(move || mounts::unmount_recursive(&path)).await;
-    match result {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => log::warn(format!("{}: {error}", rootfs.display())),
-        Err(error) => log::warn(format!("{}: {error}", rootfs.display())),
+/// Unmounts that hang at most; one that comes after those is done here.
+const MOST_UNMOUNTS: usize = 64;
+/// How long one is waited for.
+const UNMOUNT: Duration = Duration::from_secs(10);
+
+impl Inner {
+    /// Takes the root away, beside everything else: an overlay may first write all of its files. One
+    /// that takes too long, or has no thread, is detached: then nobody sees it any more, and the
+    /// kernel ends it when it can.
+    pub(super) async fn unmount(&self, rootfs: PathBuf) {
+        let path = rootfs.clone();
+        let unmount = move || mounts::unmount_recursive(&path);
+        let result = match self.unmounts.run(MOST_UNMOUNTS, UNMOUNT, unmount).await {
+            Some(result) => result,
+            None => mounts::detach(&rootfs),
+        };
+        if let Err(error) = result {
+            log::warn(format!("{}: {error}", rootfs.display()));
+        }
     }
 }

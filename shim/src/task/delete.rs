@@ -13,7 +13,6 @@ use crate::wire::task::{DeleteResponse, ProcessRequest};
 
 use super::Inner;
 use super::container::Container;
-use super::create::unmount;
 use super::process::{Process, State, status_of};
 
 /// How long output may take to be read, and a process to end that the runtime has killed.
@@ -50,6 +49,8 @@ impl Inner {
         turn: tokio::sync::MutexGuard<'_, ()>,
     ) -> Result<DeleteResponse> {
         let init = &container.init;
+        // One that was to be restored still has the process' ends of its streams.
+        container.checkpoint.take();
         let created = init.state.get() == State::Created;
         if !created {
             drain(container, init).await;
@@ -81,12 +82,12 @@ impl Inner {
             ));
         }
         drain(container, init).await;
-        let execs: Vec<Rc<Process>> = container.running_execs();
+        let execs: Vec<Rc<Process>> = container.all_execs();
         for exec in execs {
             drain(container, &exec).await;
         }
         if container.mounted {
-            unmount(container.bundle.rootfs()).await;
+            self.unmount(container.bundle.rootfs()).await;
         }
         if self.containers.borrow_mut().remove(&container.id).is_none() {
             return Err(Error::not_found(format!(
@@ -95,6 +96,9 @@ impl Inner {
             )));
         }
         let answer = response(init, init.exit());
+        if init.exit().is_none() {
+            init.give_up();
+        }
         self.publisher.publish(
             &container.id,
             &Event::Delete(TaskDelete {

@@ -10,7 +10,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::time::Instant;
 
 use crate::bundle;
-use crate::child::Watch;
+use crate::child::{self, Watch};
 use crate::error::{Code, Error, Result};
 use crate::oci::console::Console;
 use crate::oci::{self, Creation};
@@ -161,14 +161,14 @@ impl Inner {
             .map_err(|failure| failure.error("OCI runtime restore failed"))?;
         let pid = oci::read_pid(&container.bundle.join("init.pid"))?;
         container.init.set_pid(pid);
-        let ending = watch.claim(pid);
+        // The turn is ours: its exit, which may have been, is told after this.
+        self.follow(container, &container.init, watch.claim(pid));
+        self.watch_cgroup(container);
         if let Some(console) = restore.console {
             let owner = self.owner(&container.id, options);
             let io = receive(console, &container.init.stdio, &owner).await?;
             container.init.set_io(io);
         }
-        self.watch_cgroup(container);
-        self.follow(container, &container.init, ending);
         Ok(())
     }
 
@@ -206,14 +206,9 @@ impl Inner {
         let owner = self.owner(&container.id, &container.options);
         let exec_id = &process.exec_id;
         let (id, bundle) = (&container.id, &container.bundle);
-        self.admit(
-            id,
-            bundle,
-            container.root.clone(),
-            Some(spec),
-            &container.runtime,
-        )
-        .await?;
+        let root = PathBuf::from(format!("/proc/{}/root", container.init.number()));
+        self.admit(id, bundle, root, Some(spec), &container.runtime)
+            .await?;
         // In memory: nothing of it can stay behind.
         let failed = |error: &dyn std::fmt::Display| Error::io("memory for the process", error);
         let file =
@@ -264,7 +259,9 @@ impl Inner {
             Ok(None) => {}
             Err(error) => {
                 // It runs, with a terminal that nobody has.
-                super::calls::signal(pid, 9)?;
+                if child::is_waited_for(pid) {
+                    let _ = super::calls::signal(pid, 9);
+                }
                 ending.exit().await;
                 return Err(error);
             }

@@ -82,7 +82,7 @@ impl Inner {
                 Err(error) => log::warn(error),
             }
         }
-        for exec in container.running_execs() {
+        for exec in container.all_execs() {
             // One that is being started has ended too by the time that it has its turn, or failed.
             let turn = exec.turn.lock().await;
             let running = exec.state.get() == State::Running;

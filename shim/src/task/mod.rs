@@ -13,6 +13,7 @@ use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::aside::Aside;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::publish::Publisher;
@@ -44,13 +45,17 @@ struct Inner {
     namespace: String,
     config: Config,
     publisher: Publisher,
+    looks: Aside,
+    unmounts: Aside,
     containers: RefCell<HashMap<String, Rc<Container>>>,
     /// Ids of containers that are being created.
     creating: RefCell<HashSet<String>>,
     /// Ids that `start` sends here, and until when their `Create` is waited for.
     held: RefCell<HashMap<String, Instant>>,
-    /// Somebody wanted the end, which waits for those that are held.
+    /// Somebody wanted the end, which waits for those that are held or being created.
     asked: Cell<bool>,
+    /// How many are connected.
+    connections: Cell<usize>,
     ending: Cell<bool>,
     end: Notify,
 }
@@ -61,10 +66,13 @@ impl Tasks {
             namespace: namespace.to_owned(),
             config,
             publisher,
+            looks: Aside::default(),
+            unmounts: Aside::default(),
             containers: RefCell::default(),
             creating: RefCell::default(),
             held: RefCell::default(),
             asked: Cell::new(false),
+            connections: Cell::new(0),
             ending: Cell::new(false),
             end: Notify::new(),
         }))
@@ -79,6 +87,14 @@ impl Tasks {
             }
             end.await;
         }
+    }
+
+    /// Counts a connection as long as the returned value is there. Without any, and without a
+    /// container, a shim ends after a while: whoever started it is gone.
+    pub fn connected(&self) -> Connected {
+        let connections = &self.0.connections;
+        connections.set(connections.get() + 1);
+        Connected(self.0.clone())
     }
 
     /// What it holds, for the log.
@@ -106,7 +122,32 @@ impl Tasks {
     }
 }
 
+/// A connection; see [`Tasks::connected`].
+#[derive(Debug)]
+pub struct Connected(Rc<Inner>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        let left = self.0.connections.get().saturating_sub(1);
+        self.0.connections.set(left);
+        if left > 0 || !self.0.is_empty() {
+            return;
+        }
+        let tasks = self.0.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(HELD).await;
+            if tasks.connections.get() == 0 {
+                tasks.shutdown();
+            }
+        });
+    }
+}
+
 impl Inner {
+    fn is_empty(&self) -> bool {
+        self.containers.borrow().is_empty() && self.creating.borrow().is_empty()
+    }
+
     fn container(&self, id: &str) -> Result<Rc<Container>> {
         let containers = self.containers.borrow();
         containers.get(id).cloned().ok_or_else(|| {
@@ -128,8 +169,17 @@ impl Inner {
         HoldResponse { granted }
     }
 
+    /// Ends the shim when it has nothing to do; while something is on its way, that is remembered.
     fn shutdown(self: &Rc<Self>) {
-        if !self.containers.borrow().is_empty() || !self.creating.borrow().is_empty() {
+        if !self.containers.borrow().is_empty() {
+            return;
+        }
+        self.asked.set(true);
+        self.end_if_asked();
+    }
+
+    fn end_if_asked(self: &Rc<Self>) {
+        if !self.asked.get() || !self.is_empty() {
             return;
         }
         let now = Instant::now();
@@ -141,14 +191,11 @@ impl Inner {
             return;
         };
         // Those that are waited for may never come, and nobody asks again.
-        if !self.asked.replace(true) {
-            let tasks = Rc::clone(self);
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep_until(until).await;
-                tasks.asked.set(false);
-                tasks.shutdown();
-            });
-        }
+        let tasks = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep_until(until).await;
+            tasks.end_if_asked();
+        });
     }
 }
 
@@ -186,7 +233,7 @@ impl Inner {
         let payload = request.payload.as_slice();
         let deadline = call.deadline;
         match request.method.as_str() {
-            "Create" => answer(self.create(read(payload)?, deadline).await),
+            "Create" => answer(self.create(read(payload)?, &call).await),
             "Start" => answer(self.start(read(payload)?, deadline).await),
             "Delete" => answer(self.delete(read(payload)?).await),
             "Exec" => answer(self.exec(read(payload)?)),

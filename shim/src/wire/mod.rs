@@ -32,7 +32,7 @@ impl Any {
         }
     }
 
-    /// The name of the type, without what may stand before the last slash of a full URL.
+    /// Whether it is of the type `name`, which some write as a full URL.
     pub fn is(&self, name: &str) -> bool {
         let url = self.type_url.strip_prefix("type.googleapis.com/");
         url.unwrap_or(&self.type_url) == name

@@ -72,6 +72,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether its connection was closed.
+    pub fn is_gone(&self) -> bool {
+        self.connection.has_changed().is_err()
+    }
+
     /// Comes when nobody waits for the answer any more.
     pub async fn abandoned(&self) {
         let mut connection = self.connection.clone();
