@@ -53,13 +53,21 @@ impl Cluster {
         } else {
             "io.containerd.grpc.v1.cri"
         };
-        let mut config = if v2 {
-            format!(
-                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{sandbox}\"\n"
-            )
+        let (table, key) = if v2 {
+            ("io.containerd.cri.v1.images\".pinned_images", "sandbox")
         } else {
-            format!("[plugins.\"{plugin}\"]\nsandbox_image = \"{sandbox}\"\n")
+            ("io.containerd.grpc.v1.cri\"", "sandbox_image")
         };
+        let mut config = format!("[plugins.\"{table}]\n{key} = \"{sandbox}\"\n");
+        if v2 {
+            let _infallible = writeln!(config, "[plugins.\"{plugin}\"]");
+        }
+        // Not every machine that tests are run on lets root give a process a better score.
+        config.push_str("restrict_oom_score_adj = true\n");
+        let _infallible = write!(
+            config,
+            "[plugins.\"{plugin}\".containerd]\ndefault_runtime_name = \"named\"\n"
+        );
         let table = format!("plugins.\"{plugin}\".containerd.runtimes");
         let _infallible = write!(
             config,
