@@ -53,13 +53,21 @@ impl Cluster {
         } else {
             "io.containerd.grpc.v1.cri"
         };
-        let mut config = if v2 {
-            format!(
-                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{sandbox}\"\n"
-            )
+        let (table, key) = if v2 {
+            ("io.containerd.cri.v1.images\".pinned_images", "sandbox")
         } else {
-            format!("[plugins.\"{plugin}\"]\nsandbox_image = \"{sandbox}\"\n")
+            ("io.containerd.grpc.v1.cri\"", "sandbox_image")
         };
+        let mut config = format!("[plugins.\"{table}]\n{key} = \"{sandbox}\"\n");
+        if v2 {
+            let _infallible = writeln!(config, "[plugins.\"{plugin}\"]");
+        }
+        // Not every machine that tests are run on lets root give a process a better score.
+        config.push_str("restrict_oom_score_adj = true\n");
+        let _infallible = write!(
+            config,
+            "[plugins.\"{plugin}\".containerd]\ndefault_runtime_name = \"named\"\n"
+        );
         let table = format!("plugins.\"{plugin}\".containerd.runtimes");
         let _infallible = write!(
             config,
@@ -107,23 +115,23 @@ fn a_pod_has_one_shim(version: Version) {
         let pod = cluster.dock.pod(&format!("one-{handler}"), handler);
         let shim = cluster.dock.shim();
         let sleeps = pod.run("sleeps", &cluster.image, &["/bin/sleep", "600"]);
-        let counts = pod.run(
-            "counts",
-            &cluster.image,
-            &["/bin/busybox", "seq", "1", "170000"],
-        );
+        // 1.6 itself loses the end of a log if a container ends while it reads (with any shim).
+        let then = ["exit 0", "sleep 600"][usize::from(version == Version::V1_6)];
+        let script = format!("/bin/busybox seq 1 170000; {then}");
+        let counts = pod.run("counts", &cluster.image, &["/bin/sh", "-c", &script]);
         assert_eq!(cluster.dock.shim(), shim, "{handler}");
         // All that it wrote is in its log: more than a megabyte.
-        assert_eq!(exited(&pod, &counts), 0);
         let expected: String = (1..=170_000).map(|n| format!("{n}\n")).collect();
         assert!(expected.len() > 1 << 20);
         wait_for("the log", SOON, || {
             pod.log("counts").len() >= expected.len()
         });
-        assert!(
-            pod.log("counts") == expected,
-            "the log is not what was written"
-        );
+        assert!(pod.log("counts") == expected, "it is not what was written");
+        if version == Version::V1_6 {
+            pod.stop(&counts, 0).unwrap();
+        } else {
+            assert_eq!(exited(&pod, &counts), 0);
+        }
         // Execs.
         let done = pod.exec(
             &sleeps,
