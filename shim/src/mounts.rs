@@ -1,16 +1,23 @@
 //! Mounting what a snapshotter describes, and taking it away.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::child;
 use crate::error::{Error, Result};
 use crate::idmap::{self, Map};
 use crate::wire::Mount;
 
 /// The kernel takes one page of options.
 const PAGE: usize = 4096;
+/// What is read of a helper's words (bytes).
+const LONGEST: u64 = 4096;
 /// Left free of it, as containerd does.
 const MARGIN: usize = 512;
 
@@ -82,7 +89,7 @@ fn parse(options: &[String]) -> Result<Parsed> {
             None if option == "loop" => {
                 return Err(Error::new(
                     crate::error::Code::Unimplemented,
-                    "the root file system is an image file that wants a loop device; use the runtime io.containerd.runc.v2 for it",
+                    "the root file system is an image file that wants a loop device, which this shim does not set up: another snapshotter (overlayfs) is needed, or containerd's own shim",
                 ));
             }
             None => parsed.data.push(option.clone()),
@@ -93,14 +100,18 @@ fn parse(options: &[String]) -> Result<Parsed> {
 
 /// Mounts one after the other onto `root`. What was mounted before one that fails stays: [`unmount`]
 /// takes it away.
-pub fn mount_all(mounts: &[Mount], root: &Path) -> Result<()> {
+pub async fn mount_all(mounts: &[Mount], root: &Path) -> Result<()> {
     for one in mounts {
         let target = if one.target.is_empty() {
             root.to_owned()
         } else {
             below(root, &one.target)?
         };
-        mount_one(one, &target).map_err(|error| {
+        let mounted = match helper(&one.kind) {
+            Some((program, kind)) => mount_by(program, kind, one, &target).await,
+            None => mount_one(one, &target),
+        };
+        mounted.map_err(|error| {
             let what = format!("mounting {} on {}", one.kind, target.display());
             error.context(what)
         })?;
@@ -129,6 +140,42 @@ fn below(root: &Path, target: &str) -> Result<PathBuf> {
         }
     }
     Ok(path)
+}
+
+/// The program that mounts file systems of user space, and the name of one without its prefix.
+fn helper(kind: &str) -> Option<(&'static str, &str)> {
+    let of = |program, prefix| Some((program, kind.strip_prefix(prefix)?));
+    of("mount.fuse3", "fuse3.").or_else(|| of("mount.fuse", "fuse."))
+}
+
+/// Mounts by a program, as containerd calls it. What serves the mount afterwards becomes a child of
+/// this process.
+async fn mount_by(program: &str, kind: &str, one: &Mount, target: &Path) -> Result<()> {
+    let failed = |error: &dyn std::fmt::Display| Error::io(format!("`{program}`"), error);
+    let output = memfd_create(c"output", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(&error))?;
+    let mut output = File::from(output);
+    let copy = || output.try_clone().map_err(|error| failed(&error));
+    let mut command = Command::new(program);
+    command.arg(&one.source).arg(target);
+    for option in &one.options {
+        command.arg("-o").arg(option);
+    }
+    command.arg("-t").arg(kind).current_dir("/");
+    command.stdin(Stdio::null()).stdout(copy()?).stderr(copy()?);
+    let child = child::spawn(&mut command).map_err(|error| failed(&error))?;
+    let status = child.ending.exit().await.status;
+    if status == 0 {
+        return Ok(());
+    }
+    let mut said = Vec::new();
+    let _ = output.seek(SeekFrom::Start(0));
+    let _ = output.take(LONGEST).read_to_end(&mut said);
+    let said = String::from_utf8_lossy(&said);
+    let said: Vec<&str> = said.split_whitespace().collect();
+    Err(Error::unknown(format!(
+        "`{program}` ended with status {status}: {}",
+        said.join(" ")
+    )))
 }
 
 fn mount_one(one: &Mount, target: &Path) -> Result<()> {
@@ -290,6 +337,11 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
+    fn mount_now(mounts: &[Mount], root: &Path) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(mount_all(mounts, root))
+    }
+
     fn words(text: &[&str]) -> Vec<String> {
         text.iter().map(|word| (*word).to_owned()).collect()
     }
@@ -345,7 +397,7 @@ mod tests {
             target: "d".to_owned(),
             ..bind(&source, &["rbind"])
         };
-        mount_all(&[bind(&source, &["rbind", "ro"]), over], &root).unwrap();
+        mount_now(&[bind(&source, &["rbind", "ro"]), over], &root).unwrap();
         assert!(root.join("f").exists() && root.join("d/f").exists());
         assert!(std::fs::write(root.join("g"), "").is_err(), "read-only");
         assert!(unmount(&root).is_ok(), "a busy one is detached");
@@ -356,9 +408,9 @@ mod tests {
             target: "../x".to_owned(),
             ..bind(&source, &["rbind"])
         };
-        assert!(mount_all(&[climbing], &root).is_err());
+        assert!(mount_now(&[climbing], &root).is_err());
         let gone = bind(&dir.path().join("gone"), &["bind"]);
-        let error = mount_all(&[gone], &root).unwrap_err();
+        let error = mount_now(&[gone], &root).unwrap_err();
         assert!(
             error.message().contains("gone") && error.message().contains("No such file"),
             "{error}"
@@ -388,7 +440,7 @@ mod tests {
             target: String::new(),
             options: vec![format!("lowerdir={}", lower.join(":"))],
         };
-        let result = mount_all(&[overlay], &root);
+        let result = mount_now(&[overlay], &root);
         let seen = (0..60)
             .filter(|n| root.join(n.to_string()).exists())
             .count();
@@ -397,5 +449,41 @@ mod tests {
         result.unwrap();
         assert_eq!(seen, 60);
         assert_eq!(std::env::current_dir().unwrap(), Path::new("/"));
+    }
+
+    #[test]
+    fn file_systems_of_user_space_are_mounted_by_their_program() {
+        assert_eq!(helper("fuse3.overlay"), Some(("mount.fuse3", "overlay")));
+        assert_eq!(helper("fuse.x"), Some(("mount.fuse", "x")));
+        assert_eq!(helper("overlay"), None);
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("helper");
+        let told = dir.path().join("told");
+        let script = format!(
+            "#!/bin/sh\necho \"$@\" >{}\necho it is no disk\nexit $1\n",
+            told.display()
+        );
+        std::fs::write(&program, script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).unwrap();
+        let program = program.to_str().unwrap().to_owned();
+        let asked = move |source: &str| Mount {
+            kind: "fuse.x".to_owned(),
+            source: source.to_owned(),
+            target: String::new(),
+            options: words(&["a=b", "ro"]),
+        };
+        child::testing::run(async move {
+            let good = mount_by(&program, "x", &asked("0"), Path::new("/t")).await;
+            assert_eq!(good, Ok(()));
+            let error = mount_by(&program, "x", &asked("3"), Path::new("/t")).await;
+            let message = error.unwrap_err().message().to_owned();
+            assert!(
+                message.ends_with("ended with status 3: it is no disk"),
+                "{message}"
+            );
+        });
+        let told = std::fs::read_to_string(told).unwrap();
+        assert_eq!(told, "3 /t -o a=b -o ro -t x\n");
     }
 }

@@ -6,6 +6,7 @@
 )]
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,6 +25,42 @@ const STATE: &str = "/run/containerd/runc";
 /// True if crun made the container: it writes other names into its state than runc.
 fn is_of_crun(state: &Path, id: &str) -> bool {
     state.join(id).join("status").is_file()
+}
+
+/// systemd gives containerd a socket to say on that it is ready. It is not a container's: runc would
+/// wait for a word of it. No signal is ignored either, and no variable of ours is left.
+fn a_container_begins_as_its_specification_says(version: Version) {
+    let run = Lab::get().run_dir("notify");
+    let socket = run.path().join("s");
+    let _systemd = UnixDatagram::bind(&socket).unwrap();
+    let setup = Setup::new(version).env("NOTIFY_SOCKET", &socket.to_string_lossy());
+    let dock = Dock::with(setup);
+    let make = dock.make("clean");
+    let stdio = Stdio::out_err(&make.dir());
+    let (out, _err) = (stdio.read_stdout(), stdio.read_stderr());
+    let task = make
+        .sh("env; grep SigIgn /proc/self/status; echo /run/*")
+        .stdio(&stdio)
+        .start();
+    assert_eq!(task.wait(), 0);
+    task.end();
+    let seen = out.text();
+    assert!(seen.contains("SigIgn:\t0000000000000000"), "{seen}");
+    for foreign in ["NOTIFY_SOCKET", "/run/notify", "GOGC", "GOMEMLIMIT"] {
+        assert!(!seen.contains(foreign), "{foreign}: {seen}");
+    }
+    let task = dock.make("other").args(&["sleep", "600"]).start();
+    // Without a shell, which ignores some itself.
+    let words = [
+        "grep",
+        "-q",
+        "SigIgn:.0000000000000000",
+        "/proc/self/status",
+    ];
+    let exec = task.exec("too").args(&words);
+    exec.run();
+    assert_eq!(exec.end(), 0, "an exec ignores nothing");
+    task.end_by_force();
 }
 
 fn crun_does_what_runc_does(version: Version) {
@@ -239,6 +276,7 @@ fn a_checkpoint_without_criu_is_a_clear_error(version: Version) {
 }
 
 on_each_containerd!(
+    a_container_begins_as_its_specification_says,
     crun_does_what_runc_does,
     an_oci_runtime_is_asked_for_in_each_way,
     a_crun_that_is_too_old_is_named,

@@ -172,6 +172,7 @@ impl Inner {
                 Err(errno) => return Err(Error::io(rootfs.display(), errno)),
             }
             mounts::mount_all(&request.rootfs, &rootfs)
+                .await
                 .map_err(|error| error.context("failed to mount rootfs component"))?;
         }
         let stdio = Stdio {
