@@ -42,6 +42,12 @@ impl Emulating {
     /// One that runs `linux/arm64` and `linux/arm/v7` by qemu-user, with this containerd.
     #[track_caller]
     pub fn start(version: Version) -> Self {
+        Self::start_with(version, &[])
+    }
+
+    /// The same, with programs of these directories (a shim) to be found by containerd.
+    #[track_caller]
+    pub fn start_with(version: Version, dirs: &[&std::path::Path]) -> Self {
         let lab = Lab::get();
         let dir = lab.run_dir("emu");
         let at = dir.path();
@@ -71,11 +77,15 @@ impl Emulating {
             at.display()
         );
         fs::write(at.join("start.sh"), script).unwrap();
+        let mut path = lab.path_with(&bin);
+        for dir in dirs {
+            let _infallible = write!(path, ":{}", dir.display());
+        }
         let daemon = process::spawn(
             process::tied("unshare")
                 .args(["--user", "--mount", "--propagation", "private", "sh"])
                 .arg(at.join("start.sh"))
-                .env("PATH", lab.path_with(&bin)),
+                .env("PATH", path),
         );
         let mut machine = Self {
             daemon: Some(daemon),
@@ -101,6 +111,11 @@ impl Emulating {
             fs::write(process.join(map), USERS).unwrap_or_else(|e| panic!("{map}: {e}"));
         }
         fs::write(self.dir.path().join("mapped"), "").unwrap();
+    }
+
+    /// A file as it is called in there.
+    pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.pid()))
     }
 
     fn pid(&self) -> u32 {

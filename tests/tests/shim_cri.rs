@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use edgepull_tests::containerd::{Setup, Version};
 use edgepull_tests::dock::cri::{K8S, Pod};
-use edgepull_tests::dock::{Dock, crun};
+use edgepull_tests::dock::{Dock, crun, numbers};
 use edgepull_tests::faulty::Faulty;
 use edgepull_tests::image::{self, AMD64, ARM64, host};
 use edgepull_tests::on_each_containerd;
@@ -121,7 +121,7 @@ fn a_pod_has_one_shim(version: Version) {
         let counts = pod.run("counts", &cluster.image, &["/bin/sh", "-c", &script]);
         assert_eq!(cluster.dock.shim(), shim, "{handler}");
         // All that it wrote is in its log: more than a megabyte.
-        let expected: String = (1..=170_000).map(|n| format!("{n}\n")).collect();
+        let expected = String::from_utf8(numbers(170_000, "\n")).unwrap();
         assert!(expected.len() > 1 << 20);
         wait_for("the log", SOON, || {
             pod.log("counts").len() >= expected.len()

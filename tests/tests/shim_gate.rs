@@ -7,13 +7,17 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use containerd_client::types::Mount;
 use edgepull_tests::containerd::{Setup, Version};
 use edgepull_tests::dock::{Code, Dock, rootfs, running};
+use edgepull_tests::emulated::Emulating;
+use edgepull_tests::faulty::Faulty;
 use edgepull_tests::image::{self, AMD64, ARM64, host};
 use edgepull_tests::on_each_containerd;
+use edgepull_tests::scene::NAMESPACE;
 use edgepull_tests::tools::Lab;
 use serde_json::json;
 
@@ -235,6 +239,90 @@ fn a_broken_configuration_stops_nothing() {
         task.end_by_force();
         dock.is_clean();
     }
+}
+
+/// What was sent so far.
+fn sent(socket: &UnixDatagram) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(length) = socket.recv(&mut bytes) {
+        all.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+    }
+    all
+}
+
+/// On a machine that emulates: it runs, and the journal says how; where that is forbidden, it is
+/// refused, and the journal and edgepull's daemon are told.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn what_is_emulated_is_told_or_forbidden() {
+    const EMULATED: &str = "MESSAGE_ID=feddd073deb24ea7bd30c179046a33ff";
+    const REFUSED: &str = "MESSAGE_ID=b517af57002a4a57abfee016fcb18259";
+    let shim = Lab::get().shim();
+    let machine = Emulating::start_with(Version::V2, &[shim.parent().unwrap()]);
+    let listen = |path: &str| {
+        let path = machine.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let socket = UnixDatagram::bind(path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    };
+    let journal = listen("/run/systemd/journal/socket");
+    let daemon = listen("/run/edgepull/refusals.sock");
+    let registry = Faulty::start(image::mislabelled_single(AMD64, ARM64), []);
+    let reference = registry.reference("lab/emulated", "latest");
+    let ctr = |args: &[&str]| {
+        let program = Version::V2.bin().join("ctr");
+        let call = machine.call(&program).arg("-a").arg(machine.address());
+        call.args(["-n", NAMESPACE]).args(args).run()
+    };
+    let pull = [
+        "images",
+        "pull",
+        "--plain-http",
+        "--local",
+        "--skip-metadata",
+    ];
+    ctr(&[&pull[..], &[reference.as_str()]].concat()).exits(0);
+    let run = ["run", "--rm", "--runtime", "io.containerd.edgepull.v1"];
+    let ran = ctr(&[&run[..], &[&reference, "emulated"]].concat()).exits(0);
+    assert_eq!(ran.text(), "hello from amd64\n", "by an arm64 shell");
+    let told = sent(&journal);
+    assert!(told.iter().any(|one| one.contains(EMULATED)), "{told:#?}");
+    assert!(!told.iter().any(|one| one.contains(REFUSED)), "{told:#?}");
+    assert_eq!(sent(&daemon), [""; 0]);
+    let never = [
+        "--annotation",
+        "io.edgepull.emulation=never",
+        &reference,
+        "never",
+    ];
+    let refused = ctr(&[&run[..], &never].concat()).exits(1);
+    for part in ["/bin/busybox", "arm64", "io.edgepull.emulation"] {
+        assert!(
+            refused.output.stderr.contains(part),
+            "no `{part}` in {}",
+            refused.output.stderr
+        );
+    }
+    let told = sent(&journal);
+    let record = told.iter().find(|one| one.contains(REFUSED));
+    let record = record.unwrap_or_else(|| panic!("{told:#?}"));
+    for field in [
+        "CONTAINER_ID=never\n",
+        "CONTAINER_NAMESPACE=lab\n",
+        "EDGEPULL_KIND=not_runnable\n",
+        "PRIORITY=3\n",
+    ] {
+        assert!(record.contains(field), "no {field} in {record}");
+    }
+    let told = sent(&daemon);
+    assert_eq!(told.len(), 1, "{told:#?}");
+    let told: serde_json::Value = serde_json::from_str(&told[0]).unwrap();
+    assert_eq!(
+        (&told["reason"], &told["container"]),
+        (&json!("emulation"), &json!("never"))
+    );
 }
 
 on_each_containerd!(

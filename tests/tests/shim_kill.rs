@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edgepull_tests::containerd::Version;
-use edgepull_tests::dock::{Code, Dock, Stdio, running, sha256, sockets_of};
+use edgepull_tests::dock::{Code, Dock, Stdio, numbers, running, sha256, sockets_of};
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::process::{self, wait_for};
 use edgepull_tests::scene::NAMESPACE;
@@ -101,10 +101,10 @@ fn a_container_outlives_containerd(version: Version) {
     assert_eq!(client.wait(&id, "").unwrap().exit_status, 21);
     assert_eq!(client.delete(&id).unwrap().exit_status, 21);
     client.delete_container(&id).unwrap();
-    let expected: String = (1..=400_000).map(|n| format!("{n}\n")).collect();
+    let expected = numbers(400_000, "\n");
     let (bytes, digest) = out.all();
     assert_eq!(bytes.len(), expected.len());
-    assert_eq!(digest, sha256(expected.as_bytes()));
+    assert_eq!(digest, sha256(&expected));
     dock.is_clean();
 }
 

@@ -180,10 +180,10 @@ fn text(field: u8, value: &str) -> Vec<u8> {
     let mut bytes = vec![field << 3 | 2];
     let mut length = value.len();
     while length > 0x7f {
-        bytes.push((length & 0x7f) as u8 | 0x80);
+        bytes.push(u8::try_from(length & 0x7f).unwrap() | 0x80);
         length >>= 7;
     }
-    bytes.push(length as u8);
+    bytes.push(u8::try_from(length).unwrap());
     bytes.extend(value.as_bytes());
     bytes
 }
@@ -211,8 +211,8 @@ fn an_old_containerd_gets_a_bare_address() {
         let address = place.start("old", &input).address();
         let socket = place.socket("old");
         assert_eq!(address.trim_end(), format!("unix://{}", socket.display()));
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&socket), 0o600);
+        let permissions = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(permissions(&socket), 0o600);
         // containerd 1.x reads it there after its own restart.
         let kept = fs::read_to_string(bundle.join("address")).unwrap();
         assert_eq!(kept, address.trim_end());

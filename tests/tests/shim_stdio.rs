@@ -5,7 +5,6 @@
     reason = "a test: a panic with a position is the failure report"
 )]
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write as _};
 use std::os::unix::fs::PermissionsExt;
@@ -13,21 +12,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use edgepull_tests::containerd::Version;
-use edgepull_tests::dock::{Dock, Held, Sink, Stdio, feed, running, sha256};
+use edgepull_tests::dock::{Dock, Held, Sink, Stdio, feed, numbers, running, sha256};
 use edgepull_tests::image;
 use edgepull_tests::on_each_containerd;
 use edgepull_tests::process::wait_for;
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// What `seq 1 LAST` prints: a piece that is lost, doubled or moved shows.
-fn numbers(last: u32, end: &str) -> Vec<u8> {
-    let mut text = String::new();
-    for n in 1..=last {
-        let _infallible = write!(text, "{n}{end}");
-    }
-    text.into_bytes()
-}
 
 /// Not the bytes themselves: nobody wants to read them.
 #[track_caller]
@@ -77,7 +67,7 @@ fn a_slow_reader_loses_nothing(version: Version) {
     exec.run();
     assert_eq!(exec.end(), 4);
     assert_eq!(task.status(), "RUNNING");
-    let (mut all, mut piece) = (Vec::new(), [0; 1 << 16]);
+    let (mut all, mut piece) = (Vec::new(), vec![0; 1 << 14]);
     loop {
         std::thread::sleep(Duration::from_millis(3));
         match reader.read(&mut piece).unwrap() {

@@ -187,11 +187,11 @@ fn gate(versions: &[Version], shim: &Path) {
     );
     for version in versions {
         let daemon = Containerd::start(*version);
-        let runc = Lab::get().tool("runc/usr/sbin/runc");
+        let real = Lab::get().tool("runc/usr/sbin/runc");
         let other = daemon.dir().join("ungated");
-        symlink(&runc, &other).unwrap();
+        symlink(&real, &other).unwrap();
         let both = [
-            Shims::new(&daemon, shim).by(&runc),
+            Shims::new(&daemon, shim).by(&real),
             Shims::new(&daemon, shim).by(&other),
         ];
         let mut runs = [Vec::new(), Vec::new()];

@@ -100,7 +100,7 @@ impl Client {
     /// Removes it.
     pub fn delete_container(&self, id: &str) -> Answer<()> {
         let request = self.request(DeleteContainerRequest { id: id.to_owned() });
-        self.call(self.containers().delete(request)).map(|_| ())
+        self.call(self.containers().delete(request))
     }
 
     /// Task.Create; the pid.

@@ -24,7 +24,7 @@ pub use client::{Answer, Client};
 pub use events::{Event, Events};
 pub use leaks::{Held, sockets_of};
 pub use spec::{Spec, cgroup_of};
-pub use stdio::{Sink, Stdio, feed, sha256};
+pub use stdio::{Sink, Stdio, feed, numbers, sha256};
 pub use task::{Exec, Make, Task, running};
 pub use tonic::Code;
 

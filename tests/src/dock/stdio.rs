@@ -149,3 +149,13 @@ pub fn sha256(bytes: &[u8]) -> String {
         text
     })
 }
+
+/// What `seq 1 LAST` prints: a piece that is lost, doubled or moved shows.
+pub fn numbers(last: u32, end: &str) -> Vec<u8> {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for n in 1..=last {
+        let _infallible = write!(text, "{n}{end}");
+    }
+    text.into_bytes()
+}

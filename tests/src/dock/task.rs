@@ -225,7 +225,7 @@ pub struct Task<'a> {
     pub pid: u32,
 }
 
-impl<'a> Task<'a> {
+impl Task<'_> {
     /// The container.
     pub fn id(&self) -> &str {
         &self.id
