@@ -1,4 +1,4 @@
-//! The OCI runtime (runc, crun, youki, ...) as a program: one call, one process.
+//! The OCI runtime (runc, crun, ...) as a program: one call, one process.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
