@@ -109,7 +109,7 @@ const AGENT: &[&[&str]] = &[
 
 /// The same of the shim.
 const SHIM: &[&[&str]] = &[
-    &["error", "journal", "log", "polled", "child"],
+    &["error", "journal", "log", "polled", "child", "aside"],
     &["wire", "config", "idmap"],
     &["bundle", "mounts", "stdio", "cgroup", "publish", "gate"],
     &["oci"],
