@@ -51,8 +51,11 @@ pub(super) fn run(flags: &Flags) -> Result<Vec<u8>> {
         warn(&error);
     }
     let spec = bundle.spec().unwrap_or_default();
+    let group = spec.group().unwrap_or(&flags.id);
+    if let Ok(usual) = socket::path(None, &flags.address, &flags.namespace, group) {
+        socket::forget(&bundle.join("address"), &usual);
+    }
     crate::cgroup::remove_leftover(&spec.linux.unwrap_or_default().cgroups_path);
-    socket::forget(&bundle.join("address"));
     let pid = oci::read_pid(&bundle.join("init.pid")).ok();
     let response = DeleteResponse {
         pid: pid

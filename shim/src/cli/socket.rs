@@ -116,15 +116,18 @@ pub(super) fn bind(path: &Path) -> Result<Bound> {
     )))
 }
 
-/// Takes away the socket that the file `address` of a bundle names, if nobody answers there any more.
-/// One shim of several containers may have died: then the first that is cleaned up does it.
-pub(super) fn forget(address: &Path) {
-    let Ok(text) = std::fs::read_to_string(address) else {
+/// Takes away the socket that the file `address` of a bundle names, or where there is no such file (yet)
+/// the one at `usual`, if nobody answers there any more. One shim of several containers may have died:
+/// then the first that is cleaned up does it.
+pub(super) fn forget(address: &Path, usual: &Path) {
+    let text = std::fs::read_to_string(address).unwrap_or_default();
+    let named = Path::new(text.trim().strip_prefix("unix://").unwrap_or(text.trim()));
+    let path = if named.is_absolute() { named } else { usual };
+    let Some(_turn) = path.parent().and_then(|directory| turn(directory).ok()) else {
         return;
     };
-    let path = Path::new(text.trim().strip_prefix("unix://").unwrap_or(text.trim()));
     let refused = |error: &std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
-    if path.is_absolute() && UnixStream::connect(path).is_err_and(|error| refused(&error)) {
+    if UnixStream::connect(path).is_err_and(|error| refused(&error)) {
         let _ = std::fs::remove_file(path);
     }
 }
@@ -159,17 +162,26 @@ mod tests {
     #[test]
     fn a_socket_that_nobody_answers_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
+        let usual = dir.path().join("usual");
         let (path, address) = (dir.path().join("s"), dir.path().join("address"));
-        forget(&address);
+        forget(&address, &usual);
         let Bound::New(listener) = bind(&path).unwrap() else {
             panic!("nobody was there");
         };
         std::fs::write(&address, format!("unix://{}", path.display())).unwrap();
-        forget(&address);
+        forget(&address, &usual);
         assert!(path.exists(), "it is answered");
         drop(listener);
-        forget(&address);
+        forget(&address, &usual);
         assert!(!path.exists());
+        // Where the file was not written yet.
+        std::fs::remove_file(&address).unwrap();
+        let Bound::New(listener) = bind(&usual).unwrap() else {
+            panic!("nobody was there");
+        };
+        drop(listener);
+        forget(&address, &usual);
+        assert!(!usual.exists());
     }
 
     #[test]

@@ -102,11 +102,11 @@ impl Dock {
     }
 
     /// Fails the test unless nothing is left of any container. A shim ends a moment after its last
-    /// one is deleted, so this waits for a while.
+    /// one is deleted, and half a minute after its start where nobody came; so this waits.
     #[track_caller]
     pub fn is_clean(&self) {
         let mut left = Vec::new();
-        let end = std::time::Instant::now() + Duration::from_secs(20);
+        let end = std::time::Instant::now() + Duration::from_secs(60);
         while std::time::Instant::now() < end {
             left = self.left();
             if left.is_empty() {
