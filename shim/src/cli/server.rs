@@ -26,9 +26,6 @@ use super::flags::Flags;
 /// How long events may take at the end.
 const FLUSH: Duration = Duration::from_secs(10);
 
-/// How long the first `Create` is waited for.
-const UNUSED: Duration = Duration::from_secs(30);
-
 pub(super) fn run(flags: &Flags) -> Result<()> {
     if flags.namespace.is_empty() {
         return Err(Error::invalid(
@@ -89,12 +86,6 @@ async fn serve(flags: &Flags, listener: StdListener) -> Result<()> {
     let publisher = Publisher::new(&flags.namespace, &address);
     let tasks = Tasks::new(&flags.namespace, Config::load(), publisher.clone());
     let service: Rc<dyn Service> = Rc::new(tasks.clone());
-    // containerd may have gone between `start` and its `Create`: then nobody else ends this.
-    let unused = tasks.clone();
-    spawn_local(async move {
-        tokio::time::sleep(UNUSED).await;
-        unused.end_if_unused();
-    });
     let mut terminate = on(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = on(SignalKind::interrupt()).map_err(failed)?;
     let mut dump = on(SignalKind::user_defined1()).map_err(failed)?;

@@ -97,11 +97,6 @@ impl Tasks {
         Connected(self.0.clone())
     }
 
-    /// As a `Shutdown` would: the end, unless there is a container or one is expected.
-    pub fn end_if_unused(&self) {
-        self.0.shutdown();
-    }
-
     /// What it holds, for the log.
     pub fn describe(&self) -> String {
         let containers = self.0.containers.borrow();
