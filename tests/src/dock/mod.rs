@@ -204,16 +204,15 @@ impl Dock {
         tasks.join(NAMESPACE).join(id)
     }
 
-    /// The pids of the shims.
+    /// The pids of the shims: of those that serve, not of calls of `start` and `delete`.
     pub fn shims(&self) -> Vec<u32> {
         let mut shims = process::users_of(self.daemon.dir());
         shims.retain(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let program = String::from_utf8_lossy(&line).into_owned();
-            program
-                .split('\0')
-                .next()
-                .is_some_and(|p| p.contains("containerd-shim-"))
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let words: Vec<&str> = line.trim_end_matches('\0').split('\0').collect();
+            words[0].contains("containerd-shim-")
+                && !matches!(words.last(), Some(&("start" | "delete")))
         });
         shims
     }
