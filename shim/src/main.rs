@@ -6,6 +6,12 @@ use std::process::ExitCode;
 use edgepull_shim::cli::{self, Flags};
 use edgepull_shim::idmap;
 
+/// One process runs for months beside each pod, and every probe of kubelet is an exec: memory that
+/// is freed has to be joined again, or given back, which musl's allocator does to pages of one size alone.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let words = std::env::args_os().skip(1);
     if std::env::args_os()

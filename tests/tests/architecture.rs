@@ -68,6 +68,7 @@ fn crates_depend_in_one_direction() {
     assert_eq!(
         shim,
         [
+            "dlmalloc",
             "edgepull-platform",
             "nix",
             "prost",
