@@ -31,6 +31,7 @@
 //! - [`shims`]: containers that wait, by whichever runtime shim, and what their shims weigh.
 //! - [`target`]: the files of `dist/`, each on the CPU that it is meant for.
 //! - [`dock`]: a daemon with the shim under test, called by the Task API itself.
+//! - [`cri`]: the same daemon with pods, spoken to as kubelet does.
 //! - [`edgepull`]: the program under test: run it, parse its report, weigh it; [`agent`] as a
 //!   daemon.
 //! - [`weight`]: memory, processor time and wake-ups of a process.
@@ -41,6 +42,7 @@
 
 pub mod agent;
 pub mod containerd;
+pub mod cri;
 pub mod device;
 pub mod disk;
 pub mod dock;

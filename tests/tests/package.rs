@@ -153,6 +153,7 @@ fn contents(dist: &Dist, arch: &str, triple: &str) {
         "usr/share/man/man5/edgepull-images.5.gz",
         "usr/share/man/man8/containerd-shim-edgepull-v1.8.gz",
         "usr/share/doc/edgepull/docs/shim.md",
+        "usr/share/doc/edgepull/examples/shim/containerd-1.6.toml",
         "usr/share/doc/edgepull/examples/shim/containerd-1.toml",
         "usr/share/doc/edgepull/examples/shim/k3s/config-v3.toml.tmpl",
         "usr/share/doc/edgepull/docs/metrics.md",

@@ -76,12 +76,22 @@ fn ours(version: Version, output: Output) -> String {
     let dumped = output.text();
     let lines = runtime(version, &dumped, "edgepull").join("\n");
     let lines = lines.replace('\'', "\"");
-    for wanted in [
-        "runtime_type = \"io.containerd.runc.v2\"".to_owned(),
-        format!("runtime_path = \"{PROGRAM}\""),
-        "pod_annotations = [\"io.edgepull.*\"]".to_owned(),
-        "SystemdCgroup = true".to_owned(),
-    ] {
+    // What 1.6 does with a path and with options: `a_handler_is_chosen_by_pod` and its neighbours.
+    let named = if version == Version::V1_6 {
+        [
+            "runtime_type = \"io.containerd.edgepull.v1\"".to_owned(),
+            "TypeUrl = \"runtimeoptions.v1.Options\"".to_owned(),
+            "ConfigPath = \"/etc/containerd/edgepull-runc.toml\"".to_owned(),
+        ]
+    } else {
+        [
+            "runtime_type = \"io.containerd.runc.v2\"".to_owned(),
+            format!("runtime_path = \"{PROGRAM}\""),
+            "SystemdCgroup = true".to_owned(),
+        ]
+    };
+    let annotations = "pod_annotations = [\"io.edgepull.*\"]".to_owned();
+    for wanted in named.into_iter().chain([annotations]) {
         assert!(lines.contains(&wanted), "{version}: no {wanted}:\n{lines}");
     }
     // CRI does not start without its default runtime, and 1.x drops its own where others are named.
@@ -92,7 +102,8 @@ fn ours(version: Version, output: Output) -> String {
 fn snippet(version: Version) -> String {
     let name = match version {
         Version::V2 => "containerd-2.toml",
-        _ => "containerd-1.toml",
+        Version::V1_6 => "containerd-1.6.toml",
+        Version::V1_7 => "containerd-1.toml",
     };
     fs::read_to_string(example(name)).unwrap()
 }
@@ -103,11 +114,17 @@ fn each_containerd_takes_its_snippet() {
         let text = snippet(version);
         let dumped = ours(version, dump(version, &text));
         let crun = runtime(version, &dumped, "edgepull-crun").join("\n");
-        assert!(crun.contains("/usr/bin/crun"), "{crun}");
+        let wanted = match version {
+            Version::V1_6 => "/etc/containerd/edgepull-crun.toml",
+            _ => "/usr/bin/crun",
+        };
+        assert!(crun.contains(wanted), "{crun}");
 
         let dumped = ours(version, dump(version, &with_options(&text)));
-        let named = runtime(version, &dumped, "edgepull-named").join("\n");
-        assert!(named.contains("io.containerd.edgepull.v1"), "{named}");
+        if version != Version::V1_6 {
+            let named = runtime(version, &dumped, "edgepull-named").join("\n");
+            assert!(named.contains("io.containerd.edgepull.v1"), "{named}");
+        }
         let default = dumped.replace('\'', "\"");
         assert!(
             default.contains("default_runtime_name = \"edgepull\""),
@@ -119,7 +136,7 @@ fn each_containerd_takes_its_snippet() {
 /// That the test above can fail.
 #[test]
 fn a_key_that_is_misspelt_is_seen() {
-    for version in Version::ALL {
+    for version in [Version::V1_7, Version::V2] {
         let text = snippet(version).replace("runtime_path", "runtime_paht");
         let output = dump(version, &text).ok();
         let lines = runtime(version, &output.text(), "edgepull").join("\n");

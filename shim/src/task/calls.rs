@@ -133,6 +133,7 @@ impl Inner {
             if process.state.get() == State::Stopped && !request.all {
                 return Err(finished());
             }
+            let _kill = container.kills.read().await;
             container
                 .runtime
                 .kill(&container.id, request.signal, request.all, deadline)

@@ -29,6 +29,9 @@ pub(super) struct Container {
     pub shares_pids: bool,
     /// Its init was reaped; nothing may be started in it any more.
     pub init_gone: Cell<bool>,
+    /// Held (to read) by each `Kill` until it has its answer: the runtime tells its caller of the end
+    /// first, and who hears of it deletes the container and hangs up.
+    pub kills: tokio::sync::RwLock<()>,
     pub cgroup: RefCell<Option<Rc<Cgroup>>>,
     /// Where it is restored from at `Start`.
     pub checkpoint: RefCell<Option<Restore>>,

@@ -125,6 +125,7 @@ impl Inner {
             mounted,
             shares_pids: spec.shares_pids(),
             init_gone: Cell::new(false),
+            kills: tokio::sync::RwLock::default(),
             cgroup: RefCell::default(),
             checkpoint: RefCell::new(made.restore),
             watcher: RefCell::default(),

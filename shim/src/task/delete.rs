@@ -89,12 +89,15 @@ impl Inner {
         if container.mounted {
             self.unmount(container.bundle.rootfs()).await;
         }
+        // Bounded: a runtime that hangs in its `kill` must not keep the container for ever.
+        let killed = timeout(LIMIT, container.kills.write()).await;
         if self.containers.borrow_mut().remove(&container.id).is_none() {
             return Err(Error::not_found(format!(
                 "container not created: {}",
                 container.id
             )));
         }
+        drop(killed);
         let answer = response(init, init.exit());
         if init.exit().is_none() {
             init.give_up();

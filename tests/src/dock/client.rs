@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    pub(super) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
@@ -70,7 +70,7 @@ impl Client {
         request
     }
 
-    pub(super) fn call<T>(
+    pub(crate) fn call<T>(
         &self,
         work: impl Future<Output = Answer<tonic::Response<T>>>,
     ) -> Answer<T> {

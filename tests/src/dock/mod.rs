@@ -5,7 +5,6 @@
 //! busybox in it, mounted by the shim as it would mount a snapshot's.
 
 mod client;
-pub mod cri;
 mod events;
 mod leaks;
 mod spec;
