@@ -149,6 +149,21 @@ impl Drop for Shifted {
     }
 }
 
+/// How the directory is called on which lower directories are shifted; a number follows.
+const NAME: &str = "shifted-";
+
+/// Where that is done for a root file system that is mounted on `target`.
+pub fn place(target: &Path) -> PathBuf {
+    target.with_file_name(format!("{NAME}{}", std::process::id()))
+}
+
+/// What a shim that was killed half-way left in `bundle`.
+pub fn left_in(bundle: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(bundle).into_iter().flatten().flatten();
+    let left = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(NAME));
+    left.map(|entry| entry.path()).collect()
+}
+
 /// Mounts `source` once more, read-only and shifted, on the new directory `target`.
 pub fn shifted(source: &Path, target: PathBuf, map: &Map) -> Result<Shifted> {
     std::fs::create_dir_all(&target).map_err(|error| Error::io(target.display(), error))?;
@@ -219,6 +234,17 @@ fn set_attributes(
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    fn what_is_left_is_found_by_its_name() {
+        let bundle = tempfile::tempdir().unwrap();
+        let root = bundle.path().join("rootfs");
+        for place in [&root, &place(&root)] {
+            std::fs::create_dir(place).unwrap();
+        }
+        assert_eq!(left_in(bundle.path()), [place(&root)]);
+        assert_eq!(left_in(&root.join("none")), [PathBuf::new(); 0]);
+    }
 
     #[test]
     fn maps_are_read() {

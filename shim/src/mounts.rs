@@ -190,9 +190,7 @@ fn mount_one(one: &Mount, target: &Path) -> Result<()> {
         let common = shorten(&mut options, 1).ok_or_else(|| {
             Error::invalid("an overlay whose layers have no directory in common cannot be shifted")
         })?;
-        let name = format!("shifted-{}", std::process::id());
-        let place = target.with_file_name(name);
-        let lower = idmap::shifted(&common, place, map)?;
+        let lower = idmap::shifted(&common, idmap::place(target), map)?;
         base = Some(lower.path().to_owned());
         shifted = Some(lower);
     }

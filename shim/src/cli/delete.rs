@@ -7,6 +7,7 @@ use prost::Message;
 use crate::bundle::{self, Bundle};
 use crate::child::Reaper;
 use crate::error::{Error, Result};
+use crate::idmap;
 use crate::mounts;
 use crate::oci::{self, Runtime};
 use crate::wire::task::DeleteResponse;
@@ -47,8 +48,11 @@ pub(super) fn run(flags: &Flags) -> Result<Vec<u8>> {
         }
         Ok::<(), Error>(())
     })??;
-    if let Err(error) = mounts::unmount_recursive(bundle.path()) {
-        warn(&error);
+    // Never the bundle itself: called by hand, this directory may be anything.
+    for place in [vec![bundle.rootfs()], idmap::left_in(bundle.path())].concat() {
+        if let Err(error) = mounts::unmount_recursive(&place) {
+            warn(&error);
+        }
     }
     let spec = bundle.spec().unwrap_or_default();
     let group = spec.group().unwrap_or(&flags.id);
