@@ -243,7 +243,7 @@ mod tests {
             std::fs::create_dir(place).unwrap();
         }
         assert_eq!(left_in(bundle.path()), [place(&root)]);
-        assert_eq!(left_in(&root.join("none")), [PathBuf::new(); 0]);
+        assert!(left_in(&root.join("none")).is_empty());
     }
 
     #[test]
