@@ -343,14 +343,10 @@ fn a_killed_containerd_finds_its_pods_again(version: Version) {
         assert_eq!(kubelet.pod_status(&pod).state, wire::READY);
         assert_eq!(kubelet.status(&stays).state, wire::RUNNING);
         assert_eq!(kubelet.says(&stays, "echo here"), "here\n");
-        // Since 1.7 containerd drops a task that it finds ended, whatever its shim is.
-        let known = if version == Version::V1_6 {
-            (5, "Error")
-        } else {
-            (255, "Unknown")
-        };
+        // Of other shims' containers containerd, since 1.7, says `Unknown` and 255 then.
         let ended = kubelet.ended(&waits);
-        assert_eq!((ended.exit_code, ended.reason.as_str()), known, "{ended:?}");
+        let seen = (ended.exit_code, ended.reason.as_str());
+        assert_eq!(seen, (5, "Error"), "{ended:?}");
         let after = kubelet.sh(&pod, "after", "exit 6");
         assert_eq!(kubelet.ended(&after).exit_code, 6);
         kubelet.stop(&stays, 0).unwrap();

@@ -39,7 +39,12 @@ impl Inner {
         deadline: Option<Instant>,
     ) -> Result<PidsResponse> {
         let container = self.container(&request.id)?;
-        let pids = container.runtime.ps(&container.id, deadline).await?;
+        let mut pids = container.runtime.ps(&container.id, deadline).await?;
+        // containerd (1.7 on) drops a task without processes when it comes back, and with it the exit
+        // code of one that ended meanwhile: a job that did its work would count as failed.
+        if pids.is_empty() && container.init.state.get() == State::Stopped {
+            pids.push(container.init.number());
+        }
         let execs = container.all_execs();
         let processes = pids
             .into_iter()
