@@ -25,8 +25,9 @@ const CHUNK: usize = 16 * 1024;
 /// How many chunks are moved before others get their turn.
 const BURST: usize = 16;
 
-/// How often a FIFO is looked at whose client was never seen.
-const LATE_CLIENT: Duration = Duration::from_millis(50);
+/// How often a FIFO is looked at whose client was never seen: seldomer and seldomer, as one that never
+/// comes shall not keep a device awake.
+const LATE_CLIENT: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
 
 /// One side of a copy; not blocking.
 #[derive(Debug)]
@@ -109,8 +110,10 @@ impl Side {
 
     /// Waits until what is in a FIFO was read.
     pub(super) async fn taken(&self) {
+        let [mut pause, longest] = LATE_CLIENT;
         while rustix::io::ioctl_fionread(self.fd()).is_ok_and(|unread| unread > 0) {
-            tokio::time::sleep(LATE_CLIENT).await;
+            tokio::time::sleep(pause).await;
+            pause = longest.min(pause * 2);
         }
     }
 }
