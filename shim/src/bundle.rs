@@ -29,7 +29,9 @@ const GROUPS: [&str; 2] = [
 /// Whether an id can be a part of a path: what containerd allows, and nothing that leads elsewhere.
 pub fn check_id(id: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if id.is_empty() || id.len() > 255 || id.starts_with('.') || !id.chars().all(good) {
+    // The first one also keeps it from being taken for a flag.
+    let begins = id.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if !begins || id.len() > 255 || !id.chars().all(good) {
         return Err(Error::invalid(format!("`{}` is no id", id.escape_debug())));
     }
     Ok(())
@@ -253,7 +255,18 @@ mod tests {
         for good in ["a", "x-1_2.3", &"a".repeat(255)] {
             assert!(check_id(good).is_ok(), "{good}");
         }
-        for bad in ["", ".", "..", "a/b", "../x", "a b", "ä", &"a".repeat(256)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "-x",
+            "_",
+            "a/b",
+            "../x",
+            "a b",
+            "ä",
+            &"a".repeat(256),
+        ] {
             assert!(check_id(bad).is_err(), "{bad}");
         }
     }
