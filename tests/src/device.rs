@@ -55,6 +55,10 @@ fn build(version: &str, dist: &Path) -> PathBuf {
     } else {
         fs::copy(target.file(), &program).expect("the shipped file can be copied");
     }
+    // The package has the shim beside it.
+    let shim = target.shim();
+    let name = shim.file_name().expect("a file has a name");
+    fs::copy(&shim, place.join(name)).expect("the shipped shim can be copied");
     process::run(
         Command::new(Lab::get().workspace().join("cross/package"))
             .arg(&target.triple)
