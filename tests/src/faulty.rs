@@ -201,7 +201,8 @@ impl Rule {
         self
     }
 
-    /// Only so many times; then the registry is well again.
+    /// Only so many times; then the registry is well again. A request that is not admitted does not
+    /// count.
     #[must_use]
     pub fn times(mut self, times: u32) -> Self {
         self.times = Some(times);

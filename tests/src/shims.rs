@@ -109,9 +109,10 @@ impl<'a> Shims<'a> {
         &self.program
     }
 
-    /// A name that no other process gives: an OCI runtime's state is the machine's.
-    pub fn id(n: usize) -> String {
-        format!("edgepull-lab-{}-s{n}", std::process::id())
+    /// A name that no other daemon of the lab gives: an OCI runtime's state is the machine's.
+    pub fn id(&self, n: usize) -> String {
+        let daemon = self.daemon.dir().file_name().unwrap_or_default();
+        format!("edgepull-lab-{}-s{n}", daemon.to_string_lossy())
     }
 
     /// A container that waits.

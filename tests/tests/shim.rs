@@ -4,6 +4,7 @@
     reason = "a test: a panic with a position is the failure report"
 )]
 
+use std::fs;
 use std::thread;
 
 use edgepull_tests::containerd::Version;
@@ -145,7 +146,11 @@ fn signals_of_any_number(version: Version) {
     let task = running(&dock, "exec");
     for signal in [1, 15, 31, 34, 40, 64] {
         let exec = task.exec(&format!("of{signal}")).args(&["sleep", "600"]);
-        exec.run();
+        let name = format!("/proc/{}/comm", exec.run());
+        // Until then it is runc's own, which swallows some of them.
+        wait_for("the command itself", SOON, || {
+            fs::read_to_string(&name).unwrap() == "sleep\n"
+        });
         exec.kill(signal).unwrap();
         assert_eq!(exec.end(), 128 + signal, "signal {signal}");
     }

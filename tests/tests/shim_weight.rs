@@ -23,7 +23,7 @@ fn sum(all: &[Pages]) -> u64 {
 
 fn started(shims: &Shims<'_>) {
     for n in 0..CONTAINERS {
-        shims.start(&Shims::id(n));
+        shims.start(&shims.id(n));
     }
 }
 
@@ -34,7 +34,7 @@ fn fifty_shims_are_small() {
     started(&shims);
     // After work, too: what a call needed is given back, or used again.
     for n in 0..20 {
-        shims.exec(&Shims::id(0), &format!("e{n}"), &["true"]).ok();
+        shims.exec(&shims.id(0), &format!("e{n}"), &["true"]).ok();
     }
     let pages = shims.weigh(CONTAINERS);
     for server in shims.servers(CONTAINERS) {

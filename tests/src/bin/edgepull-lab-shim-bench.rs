@@ -110,7 +110,7 @@ fn apart(version: Version, own: bool, shim: &Path) -> (u64, u64, Vec<u64>) {
     let mut here = 0;
     for wanted in MANY {
         for n in here..wanted {
-            apart.start(&Shims::id(n));
+            apart.start(&apart.id(n));
         }
         here = wanted;
         let pages = apart.weigh(wanted);
@@ -125,7 +125,7 @@ fn together(version: Version, own: bool, shim: &Path) -> u64 {
     let daemon = Containerd::start(version);
     let together = shims(&daemon, own, shim).grouped("bench");
     for n in 0..MANY[MANY.len() - 1] {
-        together.start(&Shims::id(n));
+        together.start(&together.id(n));
     }
     of(&together.weigh(1), |pages| pages.share)
 }
@@ -170,20 +170,20 @@ fn times(versions: &[Version], shim: &Path) {
             let mut execs = [Vec::new(), Vec::new()];
             let mut starts = [Vec::new(), Vec::new()];
             for (which, shims) in both.iter().enumerate() {
-                shims.start(&Shims::id(which));
+                shims.start(&shims.id(which));
             }
             for round in 0..ROUNDS {
                 for turn in 0..2 {
                     // Who begins takes turns.
                     let which = (round + turn) % 2;
                     let shims = &both[which];
-                    let id = Shims::id(10 + 2 * round + which);
+                    let id = shims.id(10 + 2 * round + which);
                     let begun = Instant::now();
                     shims.run(&["--rm"], &id, &["true"]).ok();
                     runs[which].push(begun.elapsed());
                     let begun = Instant::now();
                     let exec = format!("e{round}");
-                    shims.exec(&Shims::id(which), &exec, &["true"]).ok();
+                    shims.exec(&shims.id(which), &exec, &["true"]).ok();
                     execs[which].push(begun.elapsed());
                     starts[which].push(shims.bare_start(&format!("bare-{round}-{which}")));
                 }
@@ -224,13 +224,13 @@ fn gate(versions: &[Version], shim: &Path) {
         for round in 0..ROUNDS {
             for turn in 0..2 {
                 let which = (round + turn) % 2;
-                let id = Shims::id(3 * round + which);
+                let id = both[0].id(3 * round + which);
                 let begun = Instant::now();
                 both[which].run(&["--rm"], &id, &["true"]).ok();
                 runs[which].push(begun.elapsed());
             }
             let begun = Instant::now();
-            let said = both[0].run(&["--rm"], &Shims::id(3 * round + 2), &["/foreign"]);
+            let said = both[0].run(&["--rm"], &both[0].id(3 * round + 2), &["/foreign"]);
             refused.push(begun.elapsed());
             assert!(
                 said.stderr.contains("cannot run here"),

@@ -132,7 +132,8 @@ struct Answer<'a> {
 impl Answer<'_> {
     /// Answers; false when the connection must end.
     fn give(&mut self, request: &Request, form: &[u8]) -> io::Result<bool> {
-        let action = pick(&mut lock(&self.shared.rules), request);
+        let picked = pick(&mut lock(&self.shared.rules), request);
+        let (rule, action) = picked.unzip();
         match &action {
             Some(Action::Answer(status, headers, body)) => {
                 return self.whole(*status, headers.clone(), body);
@@ -158,6 +159,12 @@ impl Answer<'_> {
             repository(&request.path),
             request,
         );
+        if let (Some(rule), Admission::Refused(..) | Admission::Challenge(_)) = (rule, &admission) {
+            // What it does to content it has not done.
+            if let Some(rule) = lock(&self.shared.rules).get_mut(rule) {
+                rule.times = rule.times.map(|times| times + 1);
+            }
+        }
         let mut limit = None;
         match admission {
             Admission::Welcome => {}
@@ -436,8 +443,9 @@ impl Answer<'_> {
     }
 }
 
-fn pick(rules: &mut Vec<Rule>, request: &Request) -> Option<Action> {
-    for rule in rules {
+/// The rule that fits, by its place, and what it does.
+fn pick(rules: &mut [Rule], request: &Request) -> Option<(usize, Action)> {
+    for (at, rule) in rules.iter_mut().enumerate() {
         if !rule.fits(request) || rule.times == Some(0) {
             continue;
         }
@@ -448,7 +456,7 @@ fn pick(rules: &mut Vec<Rule>, request: &Request) -> Option<Action> {
         if let Some(times) = &mut rule.times {
             *times -= 1;
         }
-        return Some(rule.action.clone());
+        return Some((at, rule.action.clone()));
     }
     None
 }
