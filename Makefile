@@ -7,7 +7,7 @@
 #   make bench   pulls side by side with containerd's own client, containers with its own shim
 #   make ground-truth  renews docs/ground-truth*.md: what programs do on CPUs and kernels, and what
 #                edgepull says of them
-#   make soak    hundreds of passes of the daemon with faults at random
+#   make soak    hundreds of passes of the daemon with faults at random, thousands of containers
 #   make fuzz    every fuzz target for FUZZ_SECONDS (default 20) seconds
 #   make dist    edgepull and its shim, static, for each target of cross/targets, into dist/TARGET/,
 #                checked; packages of them, dist/*.deb and dist/*.tar.gz
@@ -62,6 +62,8 @@ ground-truth: deps dist
 soak: deps
 	$(CARGO) build -p edgepull
 	$(CARGO) test -p edgepull-tests --test soak -- --ignored --nocapture
+	$(CARGO) build -p edgepull-shim
+	EDGEPULL_CYCLES=2000 $(CARGO) test -p edgepull-tests --test shim_many -- --test-threads=1 keeps_nothing leaves_nothing
 
 lint: $(TOOLS)/bin/cargo-deny
 	$(CARGO) fmt --all -- --check

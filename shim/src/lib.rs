@@ -11,6 +11,7 @@ pub mod gate;
 pub mod idmap;
 pub mod journal;
 pub mod log;
+pub mod loopback;
 pub mod mounts;
 pub mod oci;
 pub mod polled;

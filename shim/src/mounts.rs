@@ -12,6 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::child;
 use crate::error::{Error, Result};
 use crate::idmap::{self, Map};
+use crate::loopback::Loop;
 use crate::wire::Mount;
 
 /// The kernel takes one page of options.
@@ -72,6 +73,8 @@ struct Parsed {
     flags: MsFlags,
     /// What a bind mount is made private or shared with, in a call of its own.
     propagation: MsFlags,
+    /// The source is a file, which is mounted through a block device.
+    image: bool,
     data: Vec<String>,
 }
 
@@ -79,6 +82,7 @@ fn parse(options: &[String]) -> Result<Parsed> {
     let mut parsed = Parsed {
         flags: MsFlags::empty(),
         propagation: MsFlags::empty(),
+        image: false,
         data: Vec::new(),
     };
     for option in options {
@@ -86,12 +90,7 @@ fn parse(options: &[String]) -> Result<Parsed> {
             Some((true, flags)) if flags.intersects(PROPAGATION) => parsed.propagation |= flags,
             Some((true, flags)) => parsed.flags |= flags,
             Some((false, flags)) => parsed.flags &= !flags,
-            None if option == "loop" => {
-                return Err(Error::new(
-                    crate::error::Code::Unimplemented,
-                    "the root file system is an image file that wants a loop device, which this shim does not set up: another snapshotter (overlayfs) is needed, or containerd's own shim",
-                ));
-            }
+            None if option == "loop" => parsed.image = true,
             None => parsed.data.push(option.clone()),
         }
     }
@@ -208,9 +207,15 @@ fn mount_one(one: &Mount, target: &Path) -> Result<()> {
     }
     let kind = Some(one.kind.as_str()).filter(|kind| *kind != "bind");
     let data = Some(data.as_str()).filter(|data| !data.is_empty());
+    let device = parsed.image.then(|| {
+        let read_only = parsed.flags.contains(MsFlags::MS_RDONLY);
+        Loop::of(Path::new(&one.source), read_only)
+    });
+    let device = device.transpose()?;
+    let source = device.as_ref().map_or(Path::new(&one.source), Loop::path);
     if !parsed.flags.contains(MsFlags::MS_REMOUNT) || data.is_some() {
         in_directory(base.as_deref(), || {
-            mount(Some(one.source.as_str()), target, kind, parsed.flags, data)
+            mount(Some(source), target, kind, parsed.flags, data)
         })
         .map_err(|errno| failed(one, errno))?;
     }
@@ -361,7 +366,9 @@ mod tests {
         );
         assert_eq!(parsed.propagation, MsFlags::MS_PRIVATE | MsFlags::MS_REC);
         assert_eq!(parsed.data, ["lowerdir=/a"]);
-        assert!(parse(&words(&["loop"])).is_err());
+        assert!(!parsed.image);
+        let image = parse(&words(&["ro", "loop", "noload"])).unwrap();
+        assert!(image.image && image.data == ["noload"], "{image:?}");
     }
 
     #[test]
@@ -413,6 +420,49 @@ mod tests {
             error.message().contains("gone") && error.message().contains("No such file"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_image_file_is_mounted_through_a_device_that_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (content, root) = (dir.path().join("content"), dir.path().join("root"));
+        std::fs::create_dir(&content).unwrap();
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(content.join("f"), "x").unwrap();
+        let image = dir.path().join("image");
+        File::create(&image).unwrap().set_len(4 << 20).unwrap();
+        let mut mkfs = Command::new("/usr/sbin/mkfs.ext4");
+        mkfs.arg("-q").arg("-d").arg(&content).arg(&image);
+        assert!(mkfs.status().unwrap().success());
+        let of = |options: &[&str]| Mount {
+            kind: "ext4".to_owned(),
+            ..bind(&image, options)
+        };
+        mount_now(&[of(&["loop", "ro", "noload"])], &root).unwrap();
+        assert_eq!(std::fs::read(root.join("f")).unwrap(), b"x");
+        assert!(std::fs::write(root.join("g"), "").is_err(), "read-only");
+        unmount(&root).unwrap();
+        mount_now(&[of(&["loop"])], &root).unwrap();
+        std::fs::write(root.join("g"), "y").unwrap();
+        unmount(&root).unwrap();
+        assert!(!root.join("f").exists());
+        let used = || {
+            let devices = std::fs::read_dir("/sys/block").unwrap();
+            let behind = |one: std::io::Result<std::fs::DirEntry>| {
+                std::fs::read_to_string(one.unwrap().path().join("loop/backing_file")).ok()
+            };
+            let mut files = devices.filter_map(behind);
+            files.any(|file| file.trim_end() == image.to_str().unwrap())
+        };
+        assert!(!used(), "the device stays");
+        // Without the word it is no device, as the kernel says; and none is left behind.
+        assert!(mount_now(&[of(&[])], &root).is_err());
+        let other = Mount {
+            kind: "xfs".to_owned(),
+            ..of(&["loop"])
+        };
+        assert!(mount_now(&[other], &root).is_err());
+        assert!(!used(), "the device stays");
     }
 
     #[test]

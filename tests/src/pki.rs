@@ -34,8 +34,8 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Authority {
     dir: RunDir,
-    /// Its files are written by one caller at a time.
-    turn: Mutex<()>,
+    /// How many it has issued. Its files are written by one caller at a time.
+    issued: Mutex<u32>,
 }
 
 const CONFIG: &str = "\
@@ -77,7 +77,7 @@ impl Authority {
         fs::write(dir.path().join("serial"), "01\n").unwrap();
         let authority = Self {
             dir,
-            turn: Mutex::default(),
+            issued: Mutex::default(),
         };
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let subject = format!("/CN=edgepull lab authority {n}");
@@ -134,16 +134,14 @@ impl Authority {
         }
     }
 
-    /// A certificate for a server or a client (`DNS:…`, `IP:…`). `name` is unique in this
-    /// authority.
+    /// A certificate for a server or a client (`DNS:…`, `IP:…`), in files that no other
+    /// one has.
     #[track_caller]
     pub fn issue(&self, name: &str, alternatives: &[&str], validity: Validity) -> Identity {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let (key, request, cert) = (
-            format!("{name}.key"),
-            format!("{name}.csr"),
-            format!("{name}.pem"),
-        );
+        let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
+        *issued += 1;
+        let file = |suffix: &str| format!("{name}-{issued}.{suffix}");
+        let (key, request, cert) = (file("key"), file("csr"), file("pem"));
         self.key(&key);
         let subject = format!("/CN={name}");
         let alternatives = format!("subjectAltName={}", alternatives.join(","));

@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use containerd_client::types::Mount;
 use edgepull_tests::containerd::{Setup, Version};
@@ -17,6 +18,7 @@ use edgepull_tests::emulated::Emulating;
 use edgepull_tests::faulty::Faulty;
 use edgepull_tests::image::{self, AMD64, ARM64, host};
 use edgepull_tests::on_each_containerd;
+use edgepull_tests::process;
 use edgepull_tests::scene::NAMESPACE;
 use edgepull_tests::tools::Lab;
 use serde_json::json;
@@ -133,6 +135,62 @@ fn an_exec_that_cannot_run_is_refused_and_the_container_goes_on(version: Version
     exec.run();
     assert_eq!(exec.end(), 0);
     task.end_by_force();
+    dock.is_clean();
+}
+
+/// As the blockfile snapshotter gives one: a file with a file system in it.
+fn an_image_file_is_a_root_file_system_and_is_looked_at(version: Version) {
+    let dock = Dock::new(version);
+    let (foreign, arch) = foreign();
+    let make = dock
+        .make("image")
+        .args(&["sh", "-c", "echo x >/data/written"]);
+    let tree = root(
+        &dock,
+        make.id(),
+        &[("bin/app", &fs::read(foreign).unwrap())],
+    );
+    let image = make.dir().join("image");
+    fs::create_dir_all(make.dir()).unwrap();
+    fs::File::create(&image).unwrap().set_len(32 << 20).unwrap();
+    let mut mkfs = Command::new(Lab::get().installed("mkfs.ext4"));
+    mkfs.args(["-q", "-d", &tree[0].source]).arg(&image);
+    process::run(&mut mkfs).ok();
+    let mounts = |options: &[&str]| {
+        vec![Mount {
+            r#type: "ext4".to_owned(),
+            source: image.to_str().unwrap().to_owned(),
+            target: String::new(),
+            options: options.iter().map(|&one| one.to_owned()).collect(),
+        }]
+    };
+    let used = || {
+        let devices = fs::read_dir("/sys/block").unwrap();
+        let mut behind = devices.filter_map(|device| {
+            fs::read_to_string(device.unwrap().path().join("loop/backing_file")).ok()
+        });
+        behind.any(|file| file.trim_end() == image.to_str().unwrap())
+    };
+    assert_eq!(make.mounts(mounts(&["loop"])).start().end(), 0);
+    assert!(!used(), "the device stays");
+    let make = dock
+        .make("again")
+        .args(&["sh", "-c", "test -s /data/written && ! touch /data/x"]);
+    let read_only = mounts(&["loop", "ro", "noload"]);
+    let task = make.mounts(read_only).start();
+    assert_eq!(task.wait(), 0);
+    assert!(used());
+    task.end();
+    let said = dock
+        .make("foreign")
+        .args(&["app"])
+        .mounts(mounts(&["loop"]))
+        .refused();
+    assert!(
+        said.message().contains("/bin/app") && said.message().contains(arch),
+        "{said:?}"
+    );
+    assert!(!used(), "the device stays");
     dock.is_clean();
 }
 
@@ -328,6 +386,7 @@ fn what_is_emulated_is_told_or_forbidden() {
 on_each_containerd!(
     what_cannot_run_is_refused_by_name,
     an_exec_that_cannot_run_is_refused_and_the_container_goes_on,
+    an_image_file_is_a_root_file_system_and_is_looked_at,
     what_is_not_known_is_tried,
     ctr_prints_the_line,
 );

@@ -1,0 +1,206 @@
+//! Image files as block devices (loop(4), `linux/loop.h`): what containerd's blockfile and erofs
+//! snapshotters hand over as a root file system.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::error::{Error, Result};
+
+const SET_FD: libc::Ioctl = 0x4c00;
+const CLR_FD: libc::Ioctl = 0x4c01;
+const SET_STATUS64: libc::Ioctl = 0x4c04;
+const CONFIGURE: libc::Ioctl = 0x4c0a;
+const CTL_GET_FREE: libc::Ioctl = 0x4c82;
+
+const READ_ONLY: u32 = 1;
+/// The device goes with its last user.
+const AUTOCLEAR: u32 = 4;
+
+/// A device that is free may be somebody else's a moment later.
+const ATTEMPTS: usize = 100;
+
+/// `struct loop_info64`.
+#[repr(C)]
+struct Info {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// `struct loop_config`.
+#[repr(C)]
+struct Config {
+    file: u32,
+    block_size: u32,
+    info: Info,
+    reserved: [u64; 8],
+}
+
+// What the kernel copies.
+const _: () = assert!(size_of::<Info>() == 232 && size_of::<Config>() == 304);
+
+/// A block device with a file behind it. It ends with this value and the mounts made from it.
+#[derive(Debug)]
+pub struct Loop {
+    path: PathBuf,
+    _device: File,
+}
+
+impl Loop {
+    pub fn of(image: &Path, read_only: bool) -> Result<Loop> {
+        let back = open(image, read_only)
+            .map_err(|error| Error::io(format!("opening {}", image.display()), error))?;
+        let control = open(Path::new("/dev/loop-control"), false).map_err(|error| {
+            let what = "the root file system is an image file, which takes a loop device: opening /dev/loop-control";
+            let next = "load the kernel's module (`modprobe loop`), or use another snapshotter (overlayfs)";
+            Error::io(what, format!("{error}; {next}"))
+        })?;
+        for _ in 0..ATTEMPTS {
+            let number = number(&control, CTL_GET_FREE, 0)
+                .map_err(|errno| Error::io("finding a free loop device", errno))?;
+            let path = PathBuf::from(format!("/dev/loop{number}"));
+            let failed = |error: &dyn std::fmt::Display| {
+                Error::io(format!("{} for {}", path.display(), image.display()), error)
+            };
+            let device = open(&path, read_only).map_err(|error| failed(&error))?;
+            match attach(&device, &back, image, read_only) {
+                Ok(()) => {
+                    return Ok(Loop {
+                        path,
+                        _device: device,
+                    });
+                }
+                Err(Errno::EBUSY) => {}
+                Err(errno) => return Err(failed(&errno)),
+            }
+        }
+        Err(Error::unknown(format!(
+            "no loop device for {}: {ATTEMPTS} free ones were taken by others first",
+            image.display()
+        )))
+    }
+
+    /// The device.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn open(path: &Path, read_only: bool) -> std::io::Result<File> {
+    File::options().read(true).write(!read_only).open(path)
+}
+
+fn attach(device: &File, back: &File, image: &Path, read_only: bool) -> nix::Result<()> {
+    let mut info = Info {
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset: 0,
+        size_limit: 0,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: AUTOCLEAR | if read_only { READ_ONLY } else { 0 },
+        file_name: [0; 64],
+        crypt_name: [0; 64],
+        encrypt_key: [0; 32],
+        init: [0; 2],
+    };
+    // For people who list devices; it ends with a zero.
+    let name = image.as_os_str().as_encoded_bytes().iter().take(63);
+    for (to, from) in info.file_name.iter_mut().zip(name) {
+        *to = *from;
+    }
+    let file = back.as_raw_fd();
+    let config = Config {
+        file: file.cast_unsigned(),
+        block_size: 0,
+        info,
+        reserved: [0; 8],
+    };
+    match structure(device, CONFIGURE, &config) {
+        // Linux before 5.8, which takes two steps.
+        Err(Errno::EINVAL | Errno::ENOTTY) => {}
+        other => return other,
+    }
+    number(device, SET_FD, file)?;
+    structure(device, SET_STATUS64, &config.info).inspect_err(|_| {
+        let _ = number(device, CLR_FD, 0);
+    })
+}
+
+/// An ioctl(2) that takes a number and gives one.
+fn number(file: &File, request: libc::Ioctl, argument: i32) -> nix::Result<i32> {
+    #[allow(unsafe_code, reason = "no library has these calls")]
+    // SAFETY: the requests that come here take a number, so no memory is touched.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), request, libc::c_long::from(argument)) };
+    Errno::result(done)
+}
+
+/// An ioctl(2) that reads a structure.
+fn structure<T>(file: &File, request: libc::Ioctl, argument: &T) -> nix::Result<()> {
+    #[allow(unsafe_code, reason = "no library has these calls")]
+    // SAFETY: the structure is the one that the request reads, laid out as in `linux/loop.h` and of
+    // its size, and outlives the call; none of these requests writes to it.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), request, std::ptr::from_ref(argument)) };
+    Errno::result(done).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn backing(device: &Path) -> Option<String> {
+        let name = device.file_name().unwrap().to_str().unwrap();
+        std::fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok()
+    }
+
+    #[test]
+    fn a_file_becomes_a_device_for_as_long_as_it_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let bytes: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+        std::fs::write(&image, &bytes).unwrap();
+        for read_only in [true, false] {
+            let device = Loop::of(&image, read_only).unwrap();
+            let path = device.path().to_owned();
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+            let seen = backing(&path).unwrap();
+            assert_eq!(seen.trim_end(), image.to_str().unwrap());
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let ro = std::fs::read_to_string(format!("/sys/block/{name}/ro")).unwrap();
+            assert_eq!(ro.trim(), if read_only { "1" } else { "0" });
+            drop(device);
+            let ours =
+                backing(&path).is_some_and(|seen| seen.trim_end() == image.to_str().unwrap());
+            assert!(!ours, "{} is still there", path.display());
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_is_named() {
+        let error = Loop::of(Path::new("/nowhere/image"), true).unwrap_err();
+        assert!(error.message().contains("/nowhere/image"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        let error = Loop::of(dir.path(), true).unwrap_err();
+        assert!(
+            error.message().contains(dir.path().to_str().unwrap()),
+            "{error}"
+        );
+    }
+}
