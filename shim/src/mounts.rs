@@ -78,7 +78,7 @@ struct Parsed {
     data: Vec<String>,
 }
 
-fn parse(options: &[String]) -> Result<Parsed> {
+fn parse(options: &[String]) -> Parsed {
     let mut parsed = Parsed {
         flags: MsFlags::empty(),
         propagation: MsFlags::empty(),
@@ -94,7 +94,7 @@ fn parse(options: &[String]) -> Result<Parsed> {
             None => parsed.data.push(option.clone()),
         }
     }
-    Ok(parsed)
+    parsed
 }
 
 /// Mounts one after the other onto `root`. What was mounted before one that fails stays: [`unmount`]
@@ -197,7 +197,7 @@ fn mount_one(one: &Mount, target: &Path) -> Result<()> {
     if one.kind == "overlay" && base.is_none() && length(&options) >= PAGE - MARGIN {
         base = shorten(&mut options, 2);
     }
-    let parsed = parse(&options)?;
+    let parsed = parse(&options);
     let data = parsed.data.join(",");
     if data.len() >= PAGE {
         return Err(Error::invalid(format!(
@@ -358,8 +358,7 @@ mod tests {
             "ro",
             "rprivate",
             "lowerdir=/a",
-        ]))
-        .unwrap();
+        ]));
         assert_eq!(
             parsed.flags,
             MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY
@@ -367,7 +366,7 @@ mod tests {
         assert_eq!(parsed.propagation, MsFlags::MS_PRIVATE | MsFlags::MS_REC);
         assert_eq!(parsed.data, ["lowerdir=/a"]);
         assert!(!parsed.image);
-        let image = parse(&words(&["ro", "loop", "noload"])).unwrap();
+        let image = parse(&words(&["ro", "loop", "noload"]));
         assert!(image.image && image.data == ["noload"], "{image:?}");
     }
 

@@ -111,7 +111,7 @@ const AGENT: &[&[&str]] = &[
 /// The same of the shim.
 const SHIM: &[&[&str]] = &[
     &["error", "journal", "log", "polled", "child", "aside"],
-    &["wire", "config", "idmap"],
+    &["wire", "config", "idmap", "loopback"],
     &["bundle", "mounts", "stdio", "cgroup", "publish", "gate"],
     &["oci"],
     &["task"],
