@@ -12,6 +12,7 @@ pub mod idmap;
 pub mod journal;
 pub mod log;
 pub mod loopback;
+pub mod mountinfo;
 pub mod mounts;
 pub mod oci;
 pub mod polled;

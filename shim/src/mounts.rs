@@ -4,15 +4,20 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::chdir;
 
+use crate::aside::Aside;
 use crate::child;
 use crate::error::{Error, Result};
 use crate::idmap::{self, Map};
 use crate::loopback::Loop;
+use crate::mountinfo;
 use crate::wire::Mount;
 
 /// The kernel takes one page of options.
@@ -108,7 +113,7 @@ pub async fn mount_all(mounts: &[Mount], root: &Path) -> Result<()> {
         };
         let mounted = match helper(&one.kind) {
             Some((program, kind)) => mount_by(program, kind, one, &target).await,
-            None => mount_one(one, &target),
+            None => mount_one(one, &target).await,
         };
         mounted.map_err(|error| {
             let what = format!("mounting {} on {}", one.kind, target.display());
@@ -177,7 +182,7 @@ async fn mount_by(program: &str, kind: &str, one: &Mount, target: &Path) -> Resu
     )))
 }
 
-fn mount_one(one: &Mount, target: &Path) -> Result<()> {
+async fn mount_one(one: &Mount, target: &Path) -> Result<()> {
     let mut options = one.options.clone();
     let map = Map::take(&mut options)?;
     let mut base = None;
@@ -205,29 +210,18 @@ fn mount_one(one: &Mount, target: &Path) -> Result<()> {
             data.len()
         )));
     }
-    let kind = Some(one.kind.as_str()).filter(|kind| *kind != "bind");
-    let data = Some(data.as_str()).filter(|data| !data.is_empty());
-    let device = parsed.image.then(|| {
-        let read_only = parsed.flags.contains(MsFlags::MS_RDONLY);
-        Loop::of(Path::new(&one.source), read_only)
-    });
-    let device = device.transpose()?;
-    let source = device.as_ref().map_or(Path::new(&one.source), Loop::path);
-    if !parsed.flags.contains(MsFlags::MS_REMOUNT) || data.is_some() {
-        in_directory(base.as_deref(), || {
-            mount(Some(source), target, kind, parsed.flags, data)
-        })
-        .map_err(|errno| failed(one, errno))?;
-    }
-    let none: Option<&str> = None;
-    if !parsed.propagation.is_empty() {
-        mount(none, target, none, parsed.propagation, none).map_err(|errno| failed(one, errno))?;
-    }
-    // A bind mount gets its rights by a second call alone.
-    if parsed.flags.contains(MsFlags::MS_BIND | MsFlags::MS_RDONLY) {
-        let flags = parsed.flags | MsFlags::MS_REMOUNT;
-        mount(none, target, none, flags, none).map_err(|errno| failed(one, errno))?;
-    }
+    let calls = Calls {
+        source: one.source.clone(),
+        target: target.to_owned(),
+        kind: Some(one.kind.clone()).filter(|kind| kind != "bind"),
+        parsed,
+        data: Some(data).filter(|data| !data.is_empty()),
+        base,
+    };
+    // A disk or a server that does not answer holds up this container alone, for as long as it takes.
+    let aside = Aside::default();
+    let done = aside.run(1, Duration::MAX, move || calls.make()).await;
+    done.unwrap_or_else(|| Err(Error::unknown("no thread can be made for it")))?;
     if let Some(map) = &map
         && shifted.is_none()
     {
@@ -236,24 +230,51 @@ fn mount_one(one: &Mount, target: &Path) -> Result<()> {
     Ok(())
 }
 
-fn failed(one: &Mount, errno: Errno) -> Error {
-    let source = one.source.escape_debug();
-    Error::unknown(format!("from `{source}`: {} ({})", errno.desc(), errno))
+/// What the kernel is asked for, in a thread of its own.
+#[derive(Debug)]
+struct Calls {
+    source: String,
+    target: PathBuf,
+    kind: Option<String>,
+    parsed: Parsed,
+    data: Option<String>,
+    /// Where relative layers are.
+    base: Option<PathBuf>,
 }
 
-/// Runs `work` with `directory` as the current one. Nothing else of this process uses relative paths,
-/// and nothing else runs meanwhile.
-fn in_directory<T>(
-    directory: Option<&Path>,
-    work: impl FnOnce() -> nix::Result<T>,
-) -> nix::Result<T> {
-    let Some(directory) = directory else {
-        return work();
-    };
-    nix::unistd::chdir(directory)?;
-    let result = work();
-    nix::unistd::chdir("/")?;
-    result
+impl Calls {
+    fn make(self) -> Result<()> {
+        let Self { parsed, target, .. } = &self;
+        let flags = parsed.flags;
+        let failed = |errno: Errno| {
+            let source = self.source.escape_debug();
+            Error::unknown(format!("from `{source}`: {} ({errno})", errno.desc()))
+        };
+        if !flags.contains(MsFlags::MS_REMOUNT) || self.data.is_some() {
+            // Only this thread goes there.
+            if let Some(base) = &self.base {
+                unshare(CloneFlags::CLONE_FS).map_err(failed)?;
+                chdir(base).map_err(|errno| Error::io(base.display(), errno))?;
+            }
+            let device = parsed.image.then(|| {
+                let read_only = flags.contains(MsFlags::MS_RDONLY);
+                Loop::of(Path::new(&self.source), read_only)
+            });
+            let device = device.transpose()?;
+            let source = device.as_ref().map_or(Path::new(&self.source), Loop::path);
+            let (kind, data) = (self.kind.as_deref(), self.data.as_deref());
+            mount(Some(source), target, kind, flags, data).map_err(failed)?;
+        }
+        let none: Option<&str> = None;
+        if !parsed.propagation.is_empty() {
+            mount(none, target, none, parsed.propagation, none).map_err(failed)?;
+        }
+        // A bind mount gets its rights by a second call alone.
+        if flags.contains(MsFlags::MS_BIND | MsFlags::MS_RDONLY) {
+            mount(none, target, none, flags | MsFlags::MS_REMOUNT, none).map_err(failed)?;
+        }
+        Ok(())
+    }
 }
 
 /// Makes the lower directories of an overlay relative to the directory that holds all of them, and
@@ -312,27 +333,20 @@ pub fn detach(root: &Path) -> Result<()> {
 
 /// The same for everything below `root` as well, the deepest first.
 pub fn unmount_recursive(root: &Path) -> Result<()> {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let text = String::from_utf8_lossy(&table);
-    let mut below: Vec<PathBuf> = text
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|point| PathBuf::from(unescape(point)))
-        .filter(|point| point != root && point.starts_with(root))
-        .collect();
+    let mut below = Vec::new();
+    // Without the table `root` is tried all the same.
+    let _ = mountinfo::lines(Path::new("/proc/self/mountinfo"), |line| {
+        let point = line.split(' ').nth(4).unwrap_or_default();
+        let point = PathBuf::from(mountinfo::unescape(point));
+        if point != root && point.starts_with(root) {
+            below.push(point);
+        }
+    });
     below.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
     for point in below {
         unmount(&point)?;
     }
     unmount(root)
-}
-
-/// The kernel writes blanks as `\040`.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
 }
 
 #[cfg(test)]
@@ -341,7 +355,9 @@ mod tests {
     use super::*;
 
     fn mount_now(mounts: &[Mount], root: &Path) -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
         runtime.unwrap().block_on(mount_all(mounts, root))
     }
 
@@ -487,6 +503,7 @@ mod tests {
             target: String::new(),
             options: vec![format!("lowerdir={}", lower.join(":"))],
         };
+        let here = std::env::current_dir().unwrap();
         let result = mount_now(&[overlay], &root);
         let seen = (0..60)
             .filter(|n| root.join(n.to_string()).exists())
@@ -495,7 +512,7 @@ mod tests {
         unmount(&base).unwrap();
         result.unwrap();
         assert_eq!(seen, 60);
-        assert_eq!(std::env::current_dir().unwrap(), Path::new("/"));
+        assert_eq!(std::env::current_dir().unwrap(), here, "of everybody else");
     }
 
     #[test]

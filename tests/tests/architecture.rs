@@ -110,7 +110,15 @@ const AGENT: &[&[&str]] = &[
 
 /// The same of the shim.
 const SHIM: &[&[&str]] = &[
-    &["error", "journal", "log", "polled", "child", "aside"],
+    &[
+        "error",
+        "journal",
+        "log",
+        "polled",
+        "child",
+        "aside",
+        "mountinfo",
+    ],
     &["wire", "config", "idmap", "loopback"],
     &["bundle", "mounts", "stdio", "cgroup", "publish", "gate"],
     &["oci"],

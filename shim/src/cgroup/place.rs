@@ -1,11 +1,10 @@
 //! Where the cgroups of a process are: by the process, and never by what the container's
 //! configuration calls them, which with systemd is no path at all.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 
 use super::files::text;
+use crate::mountinfo;
 
 /// The controllers of version 1 that there is anything to read of.
 const CONTROLLERS: [&str; 7] = [
@@ -60,7 +59,10 @@ impl Mount {
             "cgroup2" => None,
             _ => return None,
         };
-        let (shows, at) = (unescape(mount.next()?), unescape(mount.next()?));
+        let (shows, at) = (
+            mountinfo::unescape(mount.next()?),
+            mountinfo::unescape(mount.next()?),
+        );
         Some(Mount {
             shows: shows.into(),
             at: root.join(at.trim_start_matches('/')),
@@ -130,38 +132,10 @@ impl Place {
 /// The mounts of cgroups, the usual places first.
 fn mounts(root: &Path) -> Result<Vec<Mount>, String> {
     let file = root.join("proc/self/mountinfo");
-    let failed = |error| format!("cannot read {}: {error}", file.display());
-    // There may be thousands of others.
-    let mut reader = BufReader::with_capacity(4096, File::open(&file).map_err(failed)?);
     let mut mounts = Vec::new();
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).map_err(failed)? > 0 {
-        mounts.extend(Mount::parse(
-            root,
-            String::from_utf8_lossy(&line).trim_end(),
-        ));
-        line.clear();
-    }
+    mountinfo::lines(&file, |line| mounts.extend(Mount::parse(root, line)))
+        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
     let usual = root.join(USUAL);
     mounts.sort_by_key(|mount| !mount.at.starts_with(&usual));
     Ok(mounts)
-}
-
-/// Undoes the kernel's escapes: `\040` is a space.
-fn unescape(path: &str) -> String {
-    let mut parts = path.split('\\');
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let code = part
-            .get(..3)
-            .and_then(|code| u8::from_str_radix(code, 8).ok());
-        if let Some(code) = code {
-            plain.push(char::from(code));
-            plain.push_str(&part[3..]);
-        } else {
-            plain.push('\\');
-            plain.push_str(part);
-        }
-    }
-    plain
 }

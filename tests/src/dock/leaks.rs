@@ -27,6 +27,11 @@ pub fn sockets_of(address: &Path, namespace: &str, group: &str) -> Vec<PathBuf> 
         .collect()
 }
 
+fn entries(dir: PathBuf) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
+}
+
 /// What a process holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -72,18 +77,8 @@ impl Dock {
         for mount in mounts_below(daemon) {
             left.push(format!("mount {}", mount.display()));
         }
-        for part in ["state", "root"] {
-            let bundles = daemon.join(part).join("io.containerd.runtime.v2.task");
-            for namespace in fs::read_dir(bundles).into_iter().flatten().flatten() {
-                for entry in fs::read_dir(namespace.path())
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                {
-                    left.push(format!("bundle {}", entry.path().display()));
-                }
-            }
-        }
+        let bundles = self.bundles();
+        left.extend(bundles.map(|bundle| format!("bundle {}", bundle.display())));
         for (namespace, id) in &self.watched() {
             let state = Path::new(STATE).join(namespace).join(id);
             if state.exists() {
@@ -99,6 +94,27 @@ impl Dock {
             }
         }
         left
+    }
+
+    /// The bundles, and their directories that outlive a boot.
+    fn bundles(&self) -> impl Iterator<Item = PathBuf> {
+        let parts = ["state", "root"].map(|part| self.daemon.dir().join(part));
+        let namespaces = parts
+            .map(|part| part.join("io.containerd.runtime.v2.task"))
+            .into_iter()
+            .flat_map(entries);
+        namespaces.flat_map(entries)
+    }
+
+    /// containerd hides a bundle (by a dot) before it removes it; killed between the two, it never looks
+    /// at it again. That is nobody else's leak.
+    pub fn forget_half_removed(&self) {
+        for bundle in self.bundles() {
+            let name = bundle.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with('.') {
+                let _gone = fs::remove_dir_all(&bundle);
+            }
+        }
     }
 
     /// Fails the test unless nothing is left of any container. A shim ends a moment after its last
