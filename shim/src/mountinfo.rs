@@ -1,4 +1,4 @@
-//! `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
+//! `/proc/PID/mountinfo` (proc(5)).
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};

@@ -353,6 +353,7 @@ pub fn unmount_recursive(root: &Path) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::loopback;
 
     fn mount_now(mounts: &[Mount], root: &Path) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -461,15 +462,7 @@ mod tests {
         std::fs::write(root.join("g"), "y").unwrap();
         unmount(&root).unwrap();
         assert!(!root.join("f").exists());
-        let used = || {
-            let devices = std::fs::read_dir("/sys/block").unwrap();
-            let behind = |one: std::io::Result<std::fs::DirEntry>| {
-                std::fs::read_to_string(one.unwrap().path().join("loop/backing_file")).ok()
-            };
-            let mut files = devices.filter_map(behind);
-            files.any(|file| file.trim_end() == image.to_str().unwrap())
-        };
-        assert!(!used(), "the device stays");
+        assert!(loopback::testing::goes(&image), "the device stays");
         // Without the word it is no device, as the kernel says; and none is left behind.
         assert!(mount_now(&[of(&[])], &root).is_err());
         let other = Mount {
@@ -477,7 +470,7 @@ mod tests {
             ..of(&["loop"])
         };
         assert!(mount_now(&[other], &root).is_err());
-        assert!(!used(), "the device stays");
+        assert!(loopback::testing::goes(&image), "the device stays");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use containerd_client::types::Mount;
 use edgepull_tests::containerd::{Setup, Version};
@@ -18,10 +19,12 @@ use edgepull_tests::emulated::Emulating;
 use edgepull_tests::faulty::Faulty;
 use edgepull_tests::image::{self, AMD64, ARM64, host};
 use edgepull_tests::on_each_containerd;
-use edgepull_tests::process;
+use edgepull_tests::process::{self, wait_for};
 use edgepull_tests::scene::NAMESPACE;
 use edgepull_tests::tools::Lab;
 use serde_json::json;
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// A machine that this one does not run, as its files and as people call it.
 fn foreign() -> (PathBuf, &'static str) {
@@ -172,7 +175,7 @@ fn an_image_file_is_a_root_file_system_and_is_looked_at(version: Version) {
         behind.any(|file| file.trim_end() == image.to_str().unwrap())
     };
     assert_eq!(make.mounts(mounts(&["loop"])).start().end(), 0);
-    assert!(!used(), "the device stays");
+    wait_for("the end of the device", SOON, || !used());
     let make = dock
         .make("again")
         .args(&["sh", "-c", "test -s /data/written && ! touch /data/x"]);
@@ -190,7 +193,7 @@ fn an_image_file_is_a_root_file_system_and_is_looked_at(version: Version) {
         said.message().contains("/bin/app") && said.message().contains(arch),
         "{said:?}"
     );
-    assert!(!used(), "the device stays");
+    wait_for("the end of the device", SOON, || !used());
     dock.is_clean();
 }
 
