@@ -13,9 +13,10 @@ use std::time::Duration;
 use edgepull_tests::containerd::{Setup, Version};
 use edgepull_tests::dock::{Dock, Make, Stdio, crun, wire};
 use edgepull_tests::on_each_containerd;
-use edgepull_tests::process::wait_for;
+use edgepull_tests::process::{self, wait_for};
 use edgepull_tests::scene::NAMESPACE;
 use edgepull_tests::tools::Lab;
+use nix::sys::signal::Signal;
 use prost::Message;
 use serde_json::json;
 
@@ -61,6 +62,50 @@ fn a_container_begins_as_its_specification_says(version: Version) {
     exec.run();
     assert_eq!(exec.end(), 0, "an exec ignores nothing");
     task.end_by_force();
+}
+
+/// A process without root's rights may open again what it was given. runc makes them the process's
+/// user's afterwards, and leaves the group.
+fn the_streams_are_whose_the_options_say(version: Version) {
+    let dock = Dock::new(version);
+    let options = wire::RuncOptions {
+        io_uid: 33,
+        io_gid: 34,
+        ..wire::RuncOptions::default()
+    };
+    let script = "for n in 0 1 2; do stat -L -c %u:%g /proc/self/fd/$n; done";
+    let make = dock.make("owned").options(options.any());
+    let stdio = Stdio::all(&make.dir());
+    let streams = Stdio::all(&make.dir().join("exec"));
+    let (out, _err) = (stdio.read_stdout(), stdio.read_stderr());
+    let task = make
+        .sh(&format!("{script}; exec sleep 600"))
+        .stdio(&stdio)
+        .start();
+    let (said, _err) = (streams.read_stdout(), streams.read_stderr());
+    let exec = task.exec("too").sh(script).stdio(&streams);
+    exec.run();
+    assert_eq!(exec.end(), 0);
+    assert_eq!(said.text(), "0:34\n".repeat(3));
+    task.end_by_force();
+    assert_eq!(out.text(), "0:34\n".repeat(3));
+    dock.is_clean();
+}
+
+/// For whoever wonders what a shim is at.
+fn a_shim_tells_its_state_when_it_is_asked_by_a_signal(version: Version) {
+    let dock = Dock::new(version);
+    let task = dock.make("told").args(&["sleep", "600"]).start();
+    let exec = task.exec("beside").args(&["sleep", "600"]);
+    exec.run();
+    process::send(dock.shim(), Signal::SIGUSR1);
+    let words = format!("{} (Running, pid {}, 1 execs)", task.id(), task.pid);
+    wait_for("its words", SOON, || dock.daemon.log().contains(&words));
+    assert_eq!(task.status(), "RUNNING");
+    exec.kill(9).unwrap();
+    exec.end();
+    task.end_by_force();
+    dock.is_clean();
 }
 
 fn crun_does_what_runc_does(version: Version) {
@@ -277,6 +322,8 @@ fn a_checkpoint_without_criu_is_a_clear_error(version: Version) {
 
 on_each_containerd!(
     a_container_begins_as_its_specification_says,
+    the_streams_are_whose_the_options_say,
+    a_shim_tells_its_state_when_it_is_asked_by_a_signal,
     crun_does_what_runc_does,
     an_oci_runtime_is_asked_for_in_each_way,
     a_crun_that_is_too_old_is_named,
