@@ -25,7 +25,7 @@ fn the_end_of_short_ones_is_not_missed(version: Version) {
         let workers: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| {
-                    let each = (0..25).map(|n| {
+                    let each = (0..50).map(|n| {
                         let make = dock.make("short").args(&[["true", "false"][n % 2]]);
                         let id = make.id().to_owned();
                         assert_eq!(make.start().end() as usize, n % 2);
@@ -40,7 +40,7 @@ fn the_end_of_short_ones_is_not_missed(version: Version) {
             .flat_map(|worker| worker.join().unwrap())
             .collect()
     });
-    assert_eq!(ids.len(), 100);
+    assert_eq!(ids.len(), 200);
     for id in &ids {
         events.wait(id, "delete", "");
         assert_eq!(events.names(id), ["create", "start", "exit", "delete"]);
@@ -171,7 +171,7 @@ fn one_after_another_leaves_nothing(version: Version) {
         Held::by(dock.daemon.pid())
     };
     let before = round(30);
-    let after = round(cycles(120));
+    let after = round(cycles(300));
     // Its own connections come and go.
     assert!(
         after.files.len() <= before.files.len() + 5,
@@ -210,7 +210,7 @@ fn a_shim_that_stays_keeps_nothing(version: Version) {
         (Held::by(shim), edgepull_tests::weight::Weight::of(shim))
     };
     let (before, light) = round(30);
-    let (after, heavy) = round(cycles(90));
+    let (after, heavy) = round(cycles(200));
     assert!(
         after.files.len() <= before.files.len() + 1,
         "{before:#?}\n{after:#?}"
