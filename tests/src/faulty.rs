@@ -201,8 +201,8 @@ impl Rule {
         self
     }
 
-    /// Only so many times; then the registry is well again. A request that is not admitted does not
-    /// count.
+    /// Only so many times; then the registry is well again. For a rule about content a request that is
+    /// not admitted does not count, here and in [`Self::after`].
     #[must_use]
     pub fn times(mut self, times: u32) -> Self {
         self.times = Some(times);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::auth::{self, Admission};
-use super::{Action, Kind, Request, Rule, Shared, lock};
+use super::{Action, Auth, Kind, Request, Rule, Shared, lock};
 use crate::http::{find, read_head};
 use crate::image::media;
 use crate::net::{self, POLL, would_block};
@@ -132,8 +132,8 @@ struct Answer<'a> {
 impl Answer<'_> {
     /// Answers; false when the connection must end.
     fn give(&mut self, request: &Request, form: &[u8]) -> io::Result<bool> {
-        let picked = pick(&mut lock(&self.shared.rules), request);
-        let (rule, action) = picked.unzip();
+        let auth = lock(&self.shared.auth).clone();
+        let (action, admission) = self.decide(&auth, request);
         match &action {
             Some(Action::Answer(status, headers, body)) => {
                 return self.whole(*status, headers.clone(), body);
@@ -146,25 +146,12 @@ impl Answer<'_> {
             Some(Action::Delay(pause)) => net::idle(&self.shared.stop, *pause),
             _ => {}
         }
-        let auth = lock(&self.shared.auth).clone();
         if request.kind == Kind::Token {
             let (status, body) = auth::token(&auth, &mut lock(&self.shared.ledger), request, form);
             let json = vec![header("Content-Type", "application/json")];
             return self.whole(status, json, body.as_bytes());
         }
-        let admission = auth::admit(
-            &auth,
-            &mut lock(&self.shared.ledger),
-            &self.shared.host,
-            repository(&request.path),
-            request,
-        );
-        if let (Some(rule), Admission::Refused(..) | Admission::Challenge(_)) = (rule, &admission) {
-            // What it does to content it has not done.
-            if let Some(rule) = lock(&self.shared.rules).get_mut(rule) {
-                rule.times = rule.times.map(|times| times + 1);
-            }
-        }
+        let admission = admission.unwrap_or_else(|| self.admit(&auth, request));
         let mut limit = None;
         match admission {
             Admission::Welcome => {}
@@ -202,6 +189,33 @@ impl Answer<'_> {
             }
             Kind::Token | Kind::Other => self.missing("NAME_UNKNOWN"),
         }
+    }
+
+    fn admit(&self, auth: &Auth, request: &Request) -> Admission {
+        let repository = repository(&request.path);
+        let mut ledger = lock(&self.shared.ledger);
+        auth::admit(auth, &mut ledger, &self.shared.host, repository, request)
+    }
+
+    /// What a rule wants done with it. One that does something to content counts only requests that are
+    /// admitted, which is decided with it; the others come before that.
+    fn decide(&self, auth: &Auth, request: &Request) -> (Option<Action>, Option<Admission>) {
+        let mut rules = lock(&self.shared.rules);
+        let mut after = rules.clone();
+        let action = pick(&mut after, request);
+        let first = matches!(
+            action,
+            Some(Action::Answer(..) | Action::Raw(_) | Action::Close | Action::Delay(_))
+        );
+        if first || request.kind == Kind::Token {
+            *rules = after;
+            return (action, None);
+        }
+        let admission = self.admit(auth, request);
+        if matches!(admission, Admission::Welcome | Admission::Limited(_)) {
+            *rules = after;
+        }
+        (action, Some(admission))
     }
 
     fn missing(&mut self, code: &str) -> io::Result<bool> {
@@ -443,9 +457,8 @@ impl Answer<'_> {
     }
 }
 
-/// The rule that fits, by its place, and what it does.
-fn pick(rules: &mut [Rule], request: &Request) -> Option<(usize, Action)> {
-    for (at, rule) in rules.iter_mut().enumerate() {
+fn pick(rules: &mut [Rule], request: &Request) -> Option<Action> {
+    for rule in rules {
         if !rule.fits(request) || rule.times == Some(0) {
             continue;
         }
@@ -456,7 +469,7 @@ fn pick(rules: &mut [Rule], request: &Request) -> Option<(usize, Action)> {
         if let Some(times) = &mut rule.times {
             *times -= 1;
         }
-        return Some((at, rule.action.clone()));
+        return Some(rule.action.clone());
     }
     None
 }
