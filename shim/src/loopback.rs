@@ -1,5 +1,5 @@
-//! Image files as block devices (loop(4), `linux/loop.h`): what containerd's blockfile and erofs
-//! snapshotters hand over as a root file system.
+//! Image files as block devices (loop(4), `linux/loop.h`): what containerd's blockfile snapshotter hands
+//! over as a root file system, by a mount with the option `loop`.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -61,22 +61,32 @@ pub struct Loop {
 }
 
 impl Loop {
+    /// The file behind the first device that is free, as loop(4) has it done. A file or a device may hold
+    /// up the caller for as long as its disk does.
+    ///
+    /// # Errors
+    /// The file cannot be opened, there is no driver, or a call failed: which, on what, what the kernel
+    /// said, and where somebody can do something about it, what.
     pub fn of(image: &Path, read_only: bool) -> Result<Loop> {
+        let shown = image.display();
         let back = open(image, read_only)
-            .map_err(|error| Error::io(format!("opening {}", image.display()), error))?;
+            .map_err(|error| Error::io(format!("opening the image file {shown}"), error))?;
         let control = open(Path::new("/dev/loop-control"), false).map_err(|error| {
-            let what = "the root file system is an image file, which takes a loop device: opening /dev/loop-control";
+            let what = format!("{shown} is an image file, which takes a loop device: opening /dev/loop-control");
             let next = "load the kernel's module (`modprobe loop`), or use another snapshotter (overlayfs)";
             Error::io(what, format!("{error}; {next}"))
         })?;
         for _ in 0..ATTEMPTS {
-            let number = number(&control, CTL_GET_FREE, 0)
-                .map_err(|errno| Error::io("finding a free loop device", errno))?;
+            let number = number(&control, CTL_GET_FREE, 0).map_err(|errno| {
+                Error::io(format!("finding a free loop device for {shown}"), errno)
+            })?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            let failed = |error: &dyn std::fmt::Display| {
-                Error::io(format!("{} for {}", path.display(), image.display()), error)
-            };
-            let device = open(&path, read_only).map_err(|error| failed(&error))?;
+            let device = open(&path, read_only).map_err(|error| {
+                let what = format!("opening {} for {shown}", path.display());
+                let next =
+                    "where /dev is no devtmpfs, its node has to be made (`mknod`, block, major 7)";
+                Error::io(what, format!("{error}; {next}"))
+            })?;
             match attach(&device, &back, image, read_only) {
                 Ok(()) => {
                     return Ok(Loop {
@@ -85,12 +95,14 @@ impl Loop {
                     });
                 }
                 Err(Errno::EBUSY) => {}
-                Err(errno) => return Err(failed(&errno)),
+                Err(errno) => {
+                    let what = format!("putting {shown} behind {}", path.display());
+                    return Err(Error::io(what, errno));
+                }
             }
         }
         Err(Error::unknown(format!(
-            "no loop device for {}: {ATTEMPTS} free ones were taken by others first",
-            image.display()
+            "no loop device for {shown}: {ATTEMPTS} times another program took the free one first; start the container again"
         )))
     }
 
@@ -105,6 +117,19 @@ fn open(path: &Path, read_only: bool) -> std::io::Result<File> {
 }
 
 fn attach(device: &File, back: &File, image: &Path, read_only: bool) -> nix::Result<()> {
+    let config = Config {
+        file: back.as_raw_fd().cast_unsigned(),
+        block_size: 0,
+        info: info(image, read_only),
+        reserved: [0; 8],
+    };
+    match structure(device, CONFIGURE, &config) {
+        Err(Errno::EINVAL | Errno::ENOTTY) => in_two_steps(device, back, &config.info),
+        other => other,
+    }
+}
+
+fn info(image: &Path, read_only: bool) -> Info {
     let mut info = Info {
         device: 0,
         inode: 0,
@@ -125,20 +150,13 @@ fn attach(device: &File, back: &File, image: &Path, read_only: bool) -> nix::Res
     for (to, from) in info.file_name.iter_mut().zip(name) {
         *to = *from;
     }
-    let file = back.as_raw_fd();
-    let config = Config {
-        file: file.cast_unsigned(),
-        block_size: 0,
-        info,
-        reserved: [0; 8],
-    };
-    match structure(device, CONFIGURE, &config) {
-        // Linux before 5.8, which takes two steps.
-        Err(Errno::EINVAL | Errno::ENOTTY) => {}
-        other => return other,
-    }
-    number(device, SET_FD, file)?;
-    structure(device, SET_STATUS64, &config.info).inspect_err(|_| {
+    info
+}
+
+/// The same on Linux before 5.8.
+fn in_two_steps(device: &File, back: &File, info: &Info) -> nix::Result<()> {
+    number(device, SET_FD, back.as_raw_fd())?;
+    structure(device, SET_STATUS64, info).inspect_err(|_| {
         let _ = number(device, CLR_FD, 0);
     })
 }
@@ -210,6 +228,30 @@ mod tests {
             drop(device);
             assert!(testing::goes(&image), "{} stays", place.display());
         }
+    }
+
+    #[test]
+    fn an_older_kernel_is_asked_in_two_steps() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        std::fs::write(&image, vec![7; 1 << 16]).unwrap();
+        let back = open(&image, false).unwrap();
+        let control = open(Path::new("/dev/loop-control"), false).unwrap();
+        // Other tests take devices, too.
+        let device = (0..ATTEMPTS).find_map(|_| {
+            let number = number(&control, CTL_GET_FREE, 0).unwrap();
+            let device = open(Path::new(&format!("/dev/loop{number}")), false).unwrap();
+            match in_two_steps(&device, &back, &info(&image, false)) {
+                Err(Errno::EBUSY) => None,
+                other => Some(other.map(|()| device).unwrap()),
+            }
+        });
+        let mut read = Vec::new();
+        let mut device = device.unwrap();
+        std::io::Read::read_to_end(&mut device, &mut read).unwrap();
+        assert_eq!(read, vec![7; 1 << 16]);
+        drop(device);
+        assert!(testing::goes(&image), "it is no device of its own accord");
     }
 
     #[test]

@@ -269,7 +269,7 @@ fn at_any_moment(version: Version) {
         });
         if matches!(victim, "containerd" | "both") {
             dock.daemon.kill9();
-            dock.forget_half_removed();
+            dock.forget_half_removed(&id);
             dock.daemon.start_again();
             dock.connect_again();
         }

@@ -106,14 +106,13 @@ impl Dock {
         namespaces.flat_map(entries)
     }
 
-    /// containerd hides a bundle (by a dot) before it removes it; killed between the two, it never looks
-    /// at it again. That is nobody else's leak.
-    pub fn forget_half_removed(&self) {
-        for bundle in self.bundles() {
-            let name = bundle.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with('.') {
-                let _gone = fs::remove_dir_all(&bundle);
-            }
+    /// containerd takes a bundle out of sight (a dot before its name) and then removes it. Killed between
+    /// the two it passes over the rest for good (`atomicDelete` and `loadShims` in its `runtime/v2`): what
+    /// it left of this container is taken away, and of no other.
+    pub fn forget_half_removed(&self, id: &str) {
+        let hidden = format!(".{id}");
+        for bundle in self.bundles().filter(|bundle| bundle.ends_with(&hidden)) {
+            fs::remove_dir_all(&bundle).unwrap_or_else(|e| panic!("{}: {e}", bundle.display()));
         }
     }
 
