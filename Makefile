@@ -63,7 +63,7 @@ soak: deps
 	$(CARGO) build -p edgepull
 	$(CARGO) test -p edgepull-tests --test soak -- --ignored --nocapture
 	$(CARGO) build -p edgepull-shim
-	EDGEPULL_CYCLES=2000 $(CARGO) test -p edgepull-tests --test shim_many -- --test-threads=1 keeps_nothing leaves_nothing
+	EDGEPULL_CYCLES=$${EDGEPULL_CYCLES:-2000} $(CARGO) test -p edgepull-tests --test shim_many -- --test-threads=1 keeps_nothing leaves_nothing
 
 lint: $(TOOLS)/bin/cargo-deny
 	$(CARGO) fmt --all -- --check

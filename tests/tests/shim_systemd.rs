@@ -50,6 +50,10 @@ fn a_container_is_a_scope_of_systemd_and_outlives_containerd() {
     const SCOPE: &str = "lab-one.scope";
     let device = device();
     let ctr = |args: &[&str]| device.machine.ctr(NAMESPACE, args);
+    let shims = || {
+        let words = ["pgrep", "-f", "containerd-shim-edgepull"];
+        device.machine.run(words).text()
+    };
     let options = "/root/options.toml";
     device.machine.write(options, "SystemdCgroup = true\n");
     let groups = "edgepull-lab.slice:lab:one";
@@ -83,10 +87,8 @@ fn a_container_is_a_scope_of_systemd_and_outlives_containerd() {
     ctr(&["tasks", "resume", "one"]).ok();
 
     let before = device.machine.property("containerd.service", "MainPID");
-    let list = device
-        .machine
-        .run(["pgrep", "-f", "containerd-shim-edgepull"]);
-    let shims = list.ok().text();
+    let running = shims();
+    assert_eq!(running.lines().count(), 1, "{running}");
     device
         .machine
         .run(["systemctl", "restart", "containerd"])
@@ -95,10 +97,7 @@ fn a_container_is_a_scope_of_systemd_and_outlives_containerd() {
         device.machine.property("containerd.service", "MainPID"),
         before
     );
-    let list = device
-        .machine
-        .run(["pgrep", "-f", "containerd-shim-edgepull"]);
-    assert_eq!(list.ok().text(), shims, "the same shims");
+    assert_eq!(shims(), running, "the same shim");
     wait_for("containerd", SOON, || {
         ctr(&["tasks", "exec", "--exec-id", "e", "one", "true"]).code == Some(0)
     });
@@ -114,10 +113,7 @@ fn a_container_is_a_scope_of_systemd_and_outlives_containerd() {
     assert!(told, "{}", deleted.transcript());
     ctr(&["containers", "delete", "one"]).ok();
     wait_for("nothing of it", SOON, || {
-        let list = device
-            .machine
-            .run(["pgrep", "-f", "containerd-shim-edgepull"]);
-        list.text().is_empty() && device.machine.property(SCOPE, "ActiveState") == "inactive"
+        shims().is_empty() && device.machine.property(SCOPE, "ActiveState") == "inactive"
     });
 }
 
